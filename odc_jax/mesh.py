@@ -1,0 +1,60 @@
+"""The one mesh axis, and the two ways in which an array lies on it.
+
+Arrays that grow with the data set or the batch are split by rows; everything
+else is replicated. All code runs inside `jax.set_mesh(make_mesh())`, so that
+no function has to be handed the mesh.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+ROWS = PartitionSpec(AXIS)
+REPLICATED = PartitionSpec()
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """Returns a mesh of one axis over the first `num_devices` (default: all)."""
+  devices = jax.devices()[:num_devices]
+  # Auto, and said so: jax.make_mesh defaults to Explicit, on which plain
+  # indexing of a sharded array is an error.
+  return jax.make_mesh(
+    (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that splits the first axis over the devices."""
+  return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that keeps a whole copy on every device."""
+  return NamedSharding(mesh, REPLICATED)
+
+
+def replicate(tree: Any) -> Any:
+  """Inside `jit`: keeps a whole copy of every array on every device.
+
+  For batch-sized arrays that are about to be added into a replicated one:
+  without it the partitioner adds each device's share into a whole [K, D] array
+  and all-reduces that.
+  """
+  return jax.lax.with_sharding_constraint(tree, REPLICATED)
+
+
+def per_shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """Maps `f` over the devices, each with its own rows (`jax.shard_map`).
+
+  Inside, `jax.lax.psum(x, AXIS)` and its kin talk between the devices. For
+  passes over a whole memory: the partitioner would gather it for a loop.
+  """
+  # check_vma off: argmax, nonzero and loops that start from constants do not
+  # carry the "varies over the axis" type, and every output here is either
+  # reduced with psum or declared row-sharded.
+  return jax.shard_map(
+    f, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )

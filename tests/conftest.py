@@ -1,0 +1,49 @@
+"""Eight CPU devices, checked shapes, and where the recordings are."""
+
+import pathlib
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything asks for a device.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Signatures' array shapes are checked in tests, at no cost to users.
+install_import_hook("odc_jax", "beartype.beartype")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--golden",
+    type=pathlib.Path,
+    default=GOLDEN,
+    metavar="DIR",
+    help="recordings of the official code to run the golden tests against",
+  )
+
+
+def pytest_generate_tests(metafunc):
+  """Fills `golden_<name>` arguments with every DIR/<name>*.npz there is."""
+  folder = metafunc.config.getoption("golden")
+  for fixture in metafunc.fixturenames:
+    if fixture.startswith("golden_"):
+      files = sorted(folder.glob(fixture.removeprefix("golden_") + "*.npz"))
+      if not files:
+        raise pytest.UsageError(f"no {fixture.removeprefix('golden_')}*.npz "
+                                f"in {folder}")
+      metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
+
+
+@pytest.fixture(params=[1, 8], ids=lambda n: f"{n}dev")
+def mesh(request):
+  """A context mesh over one device, then over eight."""
+  from odc_jax import mesh as mesh_lib
+
+  mesh = mesh_lib.make_mesh(request.param)
+  with jax.set_mesh(mesh):
+    yield mesh
