@@ -1,0 +1,234 @@
+"""ResNet-18, -34 and -50, equal to torchvision's down to the padding.
+
+Source: He et al., "Deep residual learning for image recognition", CVPR 2016,
+in the form that the official ODC code uses (openselfsup, `style='pytorch'`,
+also called v1.5): a bottleneck strides in its 3x3 convolution.
+
+Attributes bear torchvision's names, so that a weight's path here is its name
+there but for the last part (`kernel` is `weight`, and a BatchNorm's `scale`,
+`mean`, `var` are `weight`, `running_mean`, `running_var`).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odc_jax.models import norm
+
+STEMS = ("imagenet", "small")
+
+# A plain normal, as torch's kaiming_normal_. Flax's he_normal cuts the tails.
+_KAIMING = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def _conv(
+  in_features: int,
+  out_features: int,
+  size: int,
+  stride: int = 1,
+  *,
+  dtype: Any,
+  rngs: nnx.Rngs,
+) -> nnx.Conv:
+  """Returns a square convolution without bias, padded as torch pads."""
+  return nnx.Conv(
+    in_features,
+    out_features,
+    (size, size),
+    strides=stride,
+    # Not "SAME", which at stride 2 pads right and bottom only.
+    padding=size // 2,
+    use_bias=False,
+    kernel_init=_KAIMING,
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    rngs=rngs,
+  )
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
+  """Takes maxima over 3x3 windows at stride 2: [b, h, w, c] -> half h, w."""
+  padding: Any = ((1, 1), (1, 1))  # which Flax takes, but declares as a str
+  return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
+class _Block(nnx.Module):
+  """What the two kinds of residual block share: the shortcut."""
+
+  expansion: int
+
+  def __init__(
+    self,
+    in_features: int,
+    width: int,
+    stride: int,
+    *,
+    dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the shortcut's projection where the shape changes."""
+    out_features = width * self.expansion
+    self.downsample = nnx.List([])
+    if stride != 1 or in_features != out_features:
+      self.downsample = nnx.List(
+        [
+          _conv(in_features, out_features, 1, stride, dtype=dtype, rngs=rngs),
+          norm.BatchNorm(out_features),
+        ]
+      )
+
+  def shortcut(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
+    """Returns `x`, brought to the shape of the block's output."""
+    for module in self.downsample:
+      x = module(x)
+    return x
+
+
+class BasicBlock(_Block):
+  """Two 3x3 convolutions; the first strides."""
+
+  expansion = 1
+
+  def __init__(
+    self,
+    in_features: int,
+    width: int,
+    stride: int,
+    *,
+    dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the block: `in_features` channels in, `width` out."""
+    conv = functools.partial(_conv, dtype=dtype, rngs=rngs)
+    self.conv1 = conv(in_features, width, 3, stride)
+    self.bn1 = norm.BatchNorm(width)
+    self.conv2 = conv(width, width, 3)
+    self.bn2 = norm.BatchNorm(width)
+    super().__init__(in_features, width, stride, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
+    """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, width]."""
+    y = jax.nn.relu(self.bn1(self.conv1(x)))
+    y = self.bn2(self.conv2(y))
+    return jax.nn.relu(y + self.shortcut(x))
+
+
+class Bottleneck(_Block):
+  """1x1, 3x3, 1x1 convolutions; the 3x3 strides (v1.5)."""
+
+  expansion = 4
+
+  def __init__(
+    self,
+    in_features: int,
+    width: int,
+    stride: int,
+    *,
+    dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the block: `in_features` channels in, 4 `width` out."""
+    conv = functools.partial(_conv, dtype=dtype, rngs=rngs)
+    self.conv1 = conv(in_features, width, 1)
+    self.bn1 = norm.BatchNorm(width)
+    self.conv2 = conv(width, width, 3, stride)
+    self.bn2 = norm.BatchNorm(width)
+    self.conv3 = conv(width, width * self.expansion, 1)
+    self.bn3 = norm.BatchNorm(width * self.expansion)
+    super().__init__(in_features, width, stride, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
+    """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, 4 width]."""
+    y = jax.nn.relu(self.bn1(self.conv1(x)))
+    y = jax.nn.relu(self.bn2(self.conv2(y)))
+    y = self.bn3(self.conv3(y))
+    return jax.nn.relu(y + self.shortcut(x))
+
+
+class ResNet(nnx.Module):
+  """A residual network without its classifier.
+
+  Attributes:
+    num_features: channels of the last feature map.
+  """
+
+  def __init__(
+    self,
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    *,
+    stem: str = "imagenet",
+    width: int = 64,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the network.
+
+    Args:
+      block: what the stages are built from.
+      depths: blocks in each of the four stages.
+      stem: "imagenet" reduces fourfold before the first stage (7x7 at stride
+        2, then max-pooling); "small", for images of about 32 pixels, not at
+        all (3x3 at stride 1).
+      width: channels of the stem; the stages scale with it.
+      dtype: what convolutions compute in. Parameters and the statistics of
+        BatchNorm are float32 in any case.
+      rngs: source of the initial weights.
+
+    Raises:
+      ValueError: if `stem` is not one of `STEMS`.
+    """
+    if stem not in STEMS:
+      raise ValueError(f"unknown stem {stem!r}; one of {', '.join(STEMS)}")
+    self.stem = stem
+    size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+    self.conv1 = _conv(3, width, size, stride, dtype=dtype, rngs=rngs)
+    self.bn1 = norm.BatchNorm(width)
+
+    features = width
+    stages = []
+    for i, depth in enumerate(depths):
+      blocks = []
+      for j in range(depth):
+        stride = 2 if i > 0 and j == 0 else 1
+        blocks.append(
+          block(features, width * 2**i, stride, dtype=dtype, rngs=rngs)
+        )
+        features = width * 2**i * block.expansion
+      stages.append(nnx.List(blocks))
+    self.layer1, self.layer2, self.layer3, self.layer4 = stages
+    self.num_features = features
+
+  def __call__(
+    self, images: Float[Array, "b h w 3"]
+  ) -> list[Float[Array, "b _ _ _"]]:
+    """Computes the feature maps.
+
+    Args:
+      images: normalised, [b, h, w, 3].
+
+    Returns:
+      Five maps in the compute dtype: the stem's after its ReLU and before
+      any pooling, then those of the four stages. Each is [b, h', w', c].
+    """
+    x = jax.nn.relu(self.bn1(self.conv1(images)))
+    maps = [x]
+    if self.stem == "imagenet":
+      x = max_pool(x)
+    for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+      for block in stage:
+        x = block(x)
+      maps.append(x)
+    return maps
+
+
+RESNETS = {
+  "resnet18": functools.partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+  "resnet34": functools.partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+  "resnet50": functools.partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+}
