@@ -105,6 +105,28 @@ def test_groups_equal_one_call_each(mesh):
   np.testing.assert_allclose(var, np.mean(variances, 0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("group_size", [0, 2, 8])
+def test_devices_exchange_sums_only(group_size):
+  """Whether groups are smaller than a device's share, larger, or everything."""
+  mesh = mesh_lib.make_mesh()
+  graph, state = nnx.split(norm.BatchNorm(5, group_size=group_size))
+  state = nnx.to_pure_dict(state)
+
+  def loss(state, x):
+    module = nnx.merge(graph, state)
+    return jnp.sum(module(x) ** 3), module.mean[...]
+
+  step = jax.jit(
+    jax.value_and_grad(loss, argnums=1, has_aux=True),
+    in_shardings=(mesh_lib.replicated(mesh), mesh_lib.rows(mesh)),
+  )
+  x = jax.ShapeDtypeStruct((32, 4, 4, 5), jnp.float32)
+  program = step.lower(state, x).compile().as_text()
+  assert "all-reduce" in program
+  for collective in "all-gather", "all-to-all", "collective-permute":
+    assert collective not in program
+
+
 def test_a_group_of_everything_is_the_whole_batch():
   whole = norm.BatchNorm(2)(jnp.asarray(ROWS))
   group = norm.BatchNorm(2, group_size=4)(jnp.asarray(ROWS))
