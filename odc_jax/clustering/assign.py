@@ -88,9 +88,7 @@ def assign_all(
     ValueError: The metric is unknown, or num_examples is not in [0, n].
   """
   check_num_examples(num_examples, x.shape[0])
-  return _assign_all(
-    x, centroids, num_examples, metric, chunk_size, precision
-  )
+  return _assign_all(x, centroids, num_examples, metric, chunk_size, precision)
 
 
 @functools.partial(

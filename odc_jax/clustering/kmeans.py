@@ -53,7 +53,7 @@ def kmeans(
   *,
   num_examples: int,
   num_clusters: int,
-  num_iters: int = 20,
+  num_iters: int | Int32[Array, ""] = 20,
   init: Literal["random", "k-means++"] | Float[Array, "k d"] = "random",
   chunk_size: int | None = None,
   precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
@@ -74,7 +74,7 @@ def kmeans(
     key: For the start. Nothing else is random.
     num_examples: Rows from this one on are padding, whatever they hold.
     num_clusters: k.
-    num_iters: Lloyd iterations.
+    num_iters: Lloyd iterations at most; may be traced.
     init: The first centroids: "random", k distinct rows; "k-means++", each row
       drawn with a probability proportional to its squared distance from those
       drawn before, at the price of k passes over the memory (k x n x d
@@ -128,7 +128,6 @@ def kmeans(
   static_argnames=(
     "num_examples",
     "num_clusters",
-    "num_iters",
     "seeding",
     "chunk_size",
     "precision",
@@ -148,7 +147,7 @@ def _kmeans(
 ):
   k = num_clusters
 
-  def local(x, key, start):
+  def local(x, key, start, num_iters):
     size = assign.chunk_rows(x.shape[0], k, chunk_size)
     if seeding is None:
       centroids = start.astype(jnp.float32)
@@ -185,13 +184,13 @@ def _kmeans(
     )
     distances = _distances(x, means, assignments, size)
     inertia = jax.lax.psum(jnp.sum(distances), mesh.AXIS)
-    return KMeans(means, assignments, sizes, inertia)
+    return means, assignments, sizes, inertia
 
-  return mesh.per_shard(
-    local,
-    (mesh.ROWS, mesh.REPLICATED, mesh.REPLICATED),
-    KMeans(mesh.REPLICATED, mesh.ROWS, mesh.REPLICATED, mesh.REPLICATED),
-  )(x, key, start)
+  rows, whole = mesh.ROWS, mesh.REPLICATED
+  cluster = mesh.per_shard(
+    local, (rows, whole, whole, whole), (whole, rows, whole, whole)
+  )
+  return KMeans(*cluster(x, key, start, num_iters))
 
 
 # Everything below runs inside `per_shard`: x, assignments and distances are one
@@ -231,12 +230,11 @@ def _means(x, assignments, k, chunk_size):
   def step(carry, start, fresh):
     rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
     labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
-    return _add(*carry, rows, jnp.where(fresh, labels, k))
+    sums, sizes = carry
+    return _add(sums, sizes, rows, jnp.where(fresh, labels, k))
 
   return _reduce_means(
-    *assign.over_chunks(
-      x.shape[0], chunk_size, step, _nothing(k, x.shape[1])
-    )
+    *assign.over_chunks(x.shape[0], chunk_size, step, _nothing(k, x.shape[1]))
   )
 
 
@@ -267,9 +265,9 @@ def _distances(x, centroids, assignments, chunk_size):
   def step(distances, start, _):
     rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
     labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
-    difference = rows.astype(jnp.float32) - centroids[
-      jnp.minimum(labels, k - 1)
-    ]
+    difference = (
+      rows.astype(jnp.float32) - centroids[jnp.minimum(labels, k - 1)]
+    )
     found = jnp.sum(difference * difference, axis=1)
     found = jnp.where(labels < k, found, 0)
     return jax.lax.dynamic_update_slice_in_dim(distances, found, start, 0)
@@ -385,7 +383,7 @@ def _per_row(draw, key, rows):
 def _take(x, ids):
   """Rows of the whole memory by number: each device adds what it has."""
   rows = ids - jax.lax.axis_index(mesh.AXIS) * x.shape[0]
-  mine = (0 <= rows) & (rows < x.shape[0])
+  mine = (rows >= 0) & (rows < x.shape[0])
   # Clipped: a negative index would count from the end.
   taken = x[jnp.clip(rows, 0, x.shape[0] - 1)].astype(jnp.float32)
   return jax.lax.psum(jnp.where(mine[:, None], taken, 0), mesh.AXIS)
@@ -414,9 +412,7 @@ def _plus_plus(x, key, num_examples, k):
     # Where all rows are drawn, or equal to one that is, all are -inf: row 0.
     values = jnp.where(valid, log_weights + noise, -jnp.inf)
     largest = jax.lax.pmax(jnp.max(values), mesh.AXIS)
-    first = jnp.min(
-      jnp.where(values < largest, jnp.iinfo(jnp.int32).max, rows)
-    )
+    first = jnp.min(jnp.where(values < largest, jnp.iinfo(jnp.int32).max, rows))
     return _take(x, jax.lax.pmin(first, mesh.AXIS)[None])
 
   def add(i, carry):
