@@ -4,9 +4,9 @@
     --num-clusters 1000 --iters 20 --devices 1 --repeats 1]
 
 The rows are a mixture of as many unit-norm clusters as are asked for: unit
-Gaussian directions plus Gaussian noise of norm --noise, normalised again, which
-is what ODC clusters. Both start from the same random rows and give the labels
-of a final search. Inertia is that of the labels, about their own means, computed
+Gaussian directions plus Gaussian noise of norm --noise, normalised again, as
+ODC's rows are. Both start from the same random rows and give the labels of a
+final search. Inertia is that of the labels, about their own means, computed
 by numpy for both.
 
 Equal work: faiss 1.15 stops once its objective no longer falls; that is turned
@@ -75,7 +75,7 @@ def main() -> None:
   parser.add_argument("--dim", type=int, default=256)
   parser.add_argument("--num-clusters", type=int, default=1000)
   parser.add_argument("--iters", type=int, default=20)
-  parser.add_argument("--noise", type=float, default=2.0)
+  parser.add_argument("--noise", type=float, default=8.0)
   parser.add_argument("--devices", type=int, default=1)
   parser.add_argument("--repeats", type=int, default=1)
   parser.add_argument("--chunk-size", type=int, default=None)
