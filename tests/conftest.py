@@ -34,8 +34,9 @@ def pytest_generate_tests(metafunc):
     if fixture.startswith("golden_"):
       files = sorted(folder.glob(fixture.removeprefix("golden_") + "*.npz"))
       if not files:
-        raise pytest.UsageError(f"no {fixture.removeprefix('golden_')}*.npz "
-                                f"in {folder}")
+        raise pytest.UsageError(
+          f"no {fixture.removeprefix('golden_')}*.npz in {folder}"
+        )
       metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
 
 
