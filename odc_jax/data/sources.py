@@ -12,7 +12,7 @@ never download anything.
 
 import os
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,7 @@ file_format='array_record').download_and_prepare()"\
 """
 
 
+@runtime_checkable
 class Source(Protocol):
   """Random access to the records of a data set."""
 
