@@ -187,7 +187,7 @@ def test_jitter_order_is_uniform(monkeypatch):
   # Not `run`: its cache would keep what is traced here.
   index = jnp.arange(4800)
   key = jax.random.key(0)
-  images = jnp.stack([jnp.asarray(image)] * 4800)
+  images = jnp.asarray(np.stack([image] * 4800))
   fresh = jax.jit(lambda *args: lib.augment(config, *args))
   got = np.asarray(fresh(key, images, index))
   spelt, counts = np.unique(np.round(got[:, 0, 0, 2]), return_counts=True)
