@@ -1,0 +1,280 @@
+"""From encoded bytes to the pixels of one crop, on the host.
+
+Pillow does the decoding and the resizing: it is everywhere, it antialiases,
+and it lets other threads run meanwhile.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# What a record may hold, or an image that is open already.
+AnyImage = bytes | np.ndarray | Image.Image
+
+_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
+
+
+class DecodeError(ValueError):
+  """The bytes are no image that can be read; the message says why."""
+
+
+def decode(image: AnyImage) -> Image.Image:
+  """Decodes an image to upright RGB.
+
+  Transparent pixels are laid over white, 16-bit grey keeps its upper byte, and
+  of an animation the first frame is taken.
+
+  Args:
+    image: the bytes of a file, or uint8 pixels [h, w, 3], [h, w, 1] or [h, w].
+
+  Returns:
+    The image in mode RGB, turned as its EXIF orientation says.
+
+  Raises:
+    DecodeError: it cannot be read.
+  """
+  return _finish(_open(image))
+
+
+def random_resized_crop(
+  image: AnyImage,
+  size: int,
+  scale: Sequence[float],
+  ratio: Sequence[float],
+  rng: np.random.Generator,
+) -> UInt8[np.ndarray, "size size 3"]:
+  """Cuts a random rectangle out of an image and resizes it to a square.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    size: side of the result, in pixels.
+    scale: least and greatest share of the image's area.
+    ratio: least and greatest width / height.
+    rng: three or more numbers are drawn from it.
+
+  Returns:
+    The crop. One that is the whole image, of the right size, is unchanged.
+
+  Raises:
+    DecodeError: the image cannot be read.
+
+  Source: torchvision.transforms.RandomResizedCrop.
+  """
+  return random_resized_crops(image, size, scale, ratio, [rng])[0]
+
+
+def random_resized_crops(
+  image: AnyImage,
+  size: int,
+  scale: Sequence[float],
+  ratio: Sequence[float],
+  rngs: Sequence[np.random.Generator],
+) -> UInt8[np.ndarray, "v size size 3"]:
+  """Cuts one random crop per generator, decoding the image only once.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    size: side of the results, in pixels.
+    scale: least and greatest share of the image's area.
+    ratio: least and greatest width / height.
+    rngs: one generator per view; view i depends on none but the i-th.
+
+  Returns:
+    The crops, each as `random_resized_crop` makes it.
+
+  Raises:
+    DecodeError: the image cannot be read.
+  """
+  image = _open(image)
+  orientation = _orientation(image)
+  width, height = _upright_size(image, orientation)
+  boxes = [_sample_box(width, height, scale, ratio, rng) for rng in rngs]
+  shortest = min(min(right - l, low - top) for l, top, right, low in boxes)
+  image = _finish(image, shortest / size)
+  crops = np.empty((len(boxes), size, size, 3), np.uint8)
+  for crop, box in zip(crops, boxes, strict=True):
+    box = _scaled_box(image, (width, height), orientation, box)
+    resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    crop[:] = np.asarray(resized)
+  return crops
+
+
+def resize_center_crop(
+  image: AnyImage, resize: int, crop: int
+) -> UInt8[np.ndarray, "crop crop 3"]:
+  """Resizes the short side and cuts out the centre, for evaluation.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    resize: length of the short side after resizing, in pixels.
+    crop: side of the square that is cut out, in pixels; at most `resize`.
+
+  Returns:
+    The centre. An image of `resize` by `resize` pixels is not resampled.
+
+  Raises:
+    DecodeError: the image cannot be read.
+    ValueError: `crop` is larger than `resize`.
+
+  Source: torchvision.transforms.Resize and CenterCrop.
+  """
+  if crop > resize:
+    raise ValueError(f"crop {crop} is larger than resize {resize}")
+  image = _open(image)
+  orientation = _orientation(image)
+  width, height = _upright_size(image, orientation)
+  short = min(width, height)
+  image = _finish(image, short / resize)
+  box = _scaled_box(image, (width, height), orientation, (0, 0, width, height))
+  width = resize * width // short
+  height = resize * height // short
+  image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+  # Python's round to even, as in torchvision.
+  left = round((width - crop) / 2)
+  top = round((height - crop) / 2)
+  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def _open(image: AnyImage) -> Image.Image:
+  """Reads the header, not yet the pixels."""
+  if isinstance(image, Image.Image):
+    return image
+  if isinstance(image, np.ndarray):
+    if image.ndim == 3 and image.shape[-1] == 1:
+      image = image[..., 0]
+    shape = image.shape
+    colour = image.ndim == 3 and shape[-1] == 3
+    if image.dtype != np.uint8 or not (colour or image.ndim == 2) or 0 in shape:
+      raise DecodeError(f"pixels are {image.dtype}{shape}, not uint8 [h, w, 3]")
+    return Image.fromarray(image)
+  if not image:
+    raise DecodeError("the file is empty")
+  try:
+    return Image.open(io.BytesIO(image))
+  except Image.UnidentifiedImageError as error:
+    # Pillow's own text names a BytesIO object.
+    raise DecodeError("not an image in any known format") from error
+  except Exception as error:  # as in _finish
+    raise DecodeError(str(error) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image) -> int:
+  try:
+    return image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # a broken EXIF block does not break the image
+    return 1
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+  """Returns width and height after the EXIF orientation is applied."""
+  width, height = image.size
+  return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def _finish(image: Image.Image, shrink: float = 1) -> Image.Image:
+  """Decodes an open image to upright RGB.
+
+  Args:
+    image: as `_open` returns it.
+    shrink: how much smaller than the file than the result is going to be. A
+      JPEG is then decoded at the next lower of 1/2, 1/4 and 1/8, which skips
+      most of the inverse transform.
+
+  Returns:
+    The image in mode RGB.
+
+  Raises:
+    DecodeError: it cannot be read.
+  """
+  try:
+    if shrink >= 2 and image.format == "JPEG":
+      factor = next(f for f in (8, 4, 2) if shrink >= f)
+      image.draft(None, (image.width // factor, image.height // factor))
+    image.load()
+    if _orientation(image) != 1:
+      image = ImageOps.exif_transpose(image)
+    return _to_rgb(image)
+  except DecodeError:
+    raise
+  # Broken files raise whatever the decoder tripped over: OSError, SyntaxError,
+  # struct.error, EOFError, DecompressionBombError ...
+  except Exception as error:
+    raise DecodeError(str(error) or type(error).__name__) from error
+
+
+def _scaled_box(
+  image: Image.Image,
+  size: tuple[int, int],
+  orientation: int,
+  box: tuple[int, int, int, int],
+) -> tuple[float, float, float, float]:
+  """Turns a box in the file's upright pixels into one in the decoded image's.
+
+  A JPEG may have come out at 1/2, 1/4 or 1/8 of `size`, rounded up: what it
+  gained by rounding lies where the stored image has its right and lower edge.
+  """
+  width, height = size
+  factor = next(f for f in (1, 2, 4, 8) if -(-width // f) == image.width)
+  x = image.width - width / factor if orientation in (2, 3, 6, 7) else 0
+  y = image.height - height / factor if orientation in (3, 4, 7, 8) else 0
+  left, top, right, low = (edge / factor for edge in box)
+  return left + x, top + y, right + x, low + y
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  """Converts any of Pillow's modes."""
+  if image.mode == "RGB":
+    return image
+  if image.mode.startswith("I;16"):
+    # convert() clips at 255: everything but the darkest 1/256 turns white.
+    grey = np.asarray(image) >> 8
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+  if image.mode in ("I", "F"):
+    raise DecodeError(
+      f"32-bit pixels (mode {image.mode}) have no defined white; "
+      "convert the image to 8 or 16 bits"
+    )
+  if image.has_transparency_data:
+    # Whatever colour lies beneath transparent pixels was never meant to be
+    # seen; dropping alpha would show it.
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+  return image.convert("RGB")
+
+
+def _sample_box(
+  width: int,
+  height: int,
+  scale: Sequence[float],
+  ratio: Sequence[float],
+  rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+  """Draws a crop (left, top, right, bottom).
+
+  Source: torchvision.transforms.RandomResizedCrop.get_params.
+  """
+  low, high = math.log(ratio[0]), math.log(ratio[1])
+  for _ in range(10):
+    area = width * height * rng.uniform(scale[0], scale[1])
+    aspect = math.exp(rng.uniform(low, high))
+    w = round(math.sqrt(area * aspect))
+    h = round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top = int(rng.integers(0, height - h + 1))
+      left = int(rng.integers(0, width - w + 1))
+      return left, top, left + w, top + h
+  # The largest centred box of an allowed shape.
+  w, h = width, height
+  if width / height < ratio[0]:
+    h = round(w / ratio[0])
+  elif width / height > ratio[1]:
+    w = round(h * ratio[1])
+  # A very long, thin image can round to nothing.
+  w, h = max(w, 1), max(h, 1)
+  left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h

@@ -1,0 +1,340 @@
+"""Index-carrying batches, the same whatever reads them.
+
+The batch of a step is a pure function of the seed and the step number: which
+records, in which order, and which crop of each. So the position in the data is
+the step number, resuming costs nothing, and neither threads nor worker
+processes nor the number of hosts can change what the training sees.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import index_shuffle
+from jaxtyping import Int
+
+from odc_jax.data import decode
+from odc_jax.data.sources import Record, Source
+from odc_jax.errors import UserError
+
+Batch = dict[str, Any]
+Sampling = Literal["permutation", "replacement"]
+
+# What keeps the streams of random numbers under one seed apart.
+_SAMPLE, _CROP = 0, 1
+
+# Up to here a permutation takes no longer than a batch of look-ups in Grain's
+# cipher, which gets slow (2 ms for one of 8 examples) and slightly uneven.
+_SMALL = 2**16
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+  """Returns the number of whole batches; an epoch drops the remainder.
+
+  Raises:
+    UserError: there is not one.
+  """
+  if not 0 < batch_size <= num_examples:
+    raise UserError(
+      f"batch_size {batch_size} does not fit a data set of {num_examples}: "
+      f"choose one from 1 to {num_examples}"
+    )
+  return num_examples // batch_size
+
+
+def batch_indices(
+  num_examples: int,
+  batch_size: int,
+  step: int,
+  seed: int,
+  sampling: str,
+  order: Int[np.ndarray, " m"] | None = None,
+) -> Int[np.ndarray, " b"]:
+  """Returns the examples of one global batch.
+
+  Neither time nor memory grows with the data set.
+
+  Args:
+    num_examples: size of the data set.
+    batch_size: of the global batch.
+    step: training step, from 0.
+    seed: any whole number.
+    sampling: "permutation": every epoch in a new random order, without the
+      n mod b examples at its end, so that no batch spans two epochs and none
+      holds an example twice. "replacement": each row uniform over the data
+      set, as the official ODC draws them.
+    order: the examples that one epoch is to run through, [m], taken as they
+      stand; `sampling` then plays no part.
+
+  Returns:
+    int32 [b].
+
+  Raises:
+    UserError: the batch is larger than the data set, or `sampling` is unknown.
+
+  Source: OpenSelfSup datasets/loader/sampler.py (sampling_replace).
+  """
+  if order is not None:
+    epoch_steps = steps_per_epoch(len(order), batch_size)
+    start = step % epoch_steps * batch_size
+    return order[start : start + batch_size].astype(np.int32)
+  epoch, offset = divmod(step, steps_per_epoch(num_examples, batch_size))
+  if sampling == "permutation":
+    if num_examples <= _SMALL:
+      order = _rng(seed, _SAMPLE, epoch).permutation(num_examples)
+      return order[offset * batch_size :][:batch_size].astype(np.int32)
+    # A 4-round Feistel cipher on the positions: nothing of length n exists.
+    # It takes 32 bits of seed, which are to differ between (seed, epoch).
+    mixed = np.random.SeedSequence([_uint64(seed), epoch]).generate_state(1)
+    start = offset * batch_size
+    return np.array(
+      [
+        index_shuffle(
+          i, max_index=num_examples - 1, seed=int(mixed[0]), rounds=4
+        )
+        for i in range(start, start + batch_size)
+      ],
+      np.int32,
+    )
+  if sampling == "replacement":
+    rng = _rng(seed, _SAMPLE, step)
+    return rng.integers(num_examples, size=batch_size, dtype=np.int32)
+  raise UserError(
+    f"unknown sampling {sampling!r}: use 'permutation' or 'replacement'"
+  )
+
+
+def train_batches(
+  source: Source,
+  config: Any,
+  *,
+  batch_size: int,
+  views: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  order: Int[np.ndarray, " m"] | None = None,
+) -> grain.DatasetIterator[Batch]:
+  """Starts reading training batches, for ever.
+
+  Process p gets rows [p * b_local, (p + 1) * b_local) of each global batch.
+
+  Args:
+    source: the data set.
+    config: section with `sampling`, `image_size`, `crop_scale`, `crop_ratio`,
+      `num_threads` and `num_workers` (processes; 0 for threads in this one;
+      each worker has `num_threads`) and `prefetch` (batches ahead; there is
+      at least one for each thread).
+    batch_size: of the global batch.
+    views: random crops of every image.
+    seed: of the order and of the crops.
+    start_step: the step of the first batch.
+    process_index: which of the processes this one is.
+    process_count: how many share the global batch.
+    order: as for `batch_indices`; for samplers that a method brings along.
+
+  Returns:
+    An iterator of {"image": uint8 [b_local, v, h, w, 3], "index": int32
+    [b_local]}. Call `close()` when done: it ends the threads and workers.
+
+  Raises:
+    UserError: sizes that do not fit, unknown sampling; from the iterator: an
+      image that cannot be read.
+  """
+  if batch_size % process_count:
+    raise UserError(
+      f"batch_size {batch_size} is not divisible by {process_count} processes"
+    )
+  # A mistake in the configuration is raised here, not out of a thread.
+  batch_indices(
+    len(source), batch_size, start_step, seed, config.sampling, order
+  )
+  local = batch_size // process_count
+  read = _ReadTrainBatch(
+    source,
+    # Plain values: a ConfigDict need not travel to the workers.
+    indices=functools.partial(
+      batch_indices,
+      len(source),
+      batch_size,
+      seed=seed,
+      sampling=config.sampling,
+      order=order,
+    ),
+    rows=range(process_index * local, (process_index + 1) * local),
+    views=views,
+    seed=seed,
+    size=config.image_size,
+    scale=tuple(map(float, config.crop_scale)),
+    ratio=tuple(map(float, config.crop_ratio)),
+  )
+  # One element is one batch, so that each look-up of the order serves a whole
+  # batch and the rows are written where they end up, without a copy. The end
+  # is out of reach.
+  steps = grain.MapDataset.range(start_step, 2**62)
+  batches = steps.map(read).to_iter_dataset(
+    _read_options(config.num_threads, config.prefetch)
+  )
+  if config.num_workers:
+    # Grain reads a flag, which raises where nobody called absl.app.run.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    ahead = -(-config.prefetch // config.num_workers)
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=config.num_workers, per_worker_buffer_size=max(1, ahead)
+      )
+    )
+  return iter(batches)
+
+
+def eval_batches(
+  source: Source, *, batch_size: int, resize: int, crop: int, num_threads: int
+) -> Iterator[Batch]:
+  """Starts reading every example once, in order.
+
+  Args:
+    source: the data set.
+    batch_size: rows of every batch, the last one too: it repeats its last
+      image, with index n (no example), label -1 and an empty key.
+    resize: length of the short side after resizing, in pixels.
+    crop: side of the centre that is cut out, in pixels.
+    num_threads: that decode; each works on a batch of its own.
+
+  Returns:
+    An iterator of {"image": uint8 [b, h, w, 3], "index": int32 [b], "label":
+    int32 [b] (-1 where there is none), "key": list of b strings}, with
+    `close()` for stopping early.
+
+  Raises:
+    UserError: sizes that do not fit; from the iterator: an image that cannot
+      be read.
+  """
+  if batch_size < 1:
+    raise UserError(f"batch_size {batch_size} is not positive")
+  if crop > resize:
+    raise UserError(
+      f"the evaluation crop of {crop} pixels is larger than the resized image: "
+      f"raise eval_resize from {resize} to {crop} or more"
+    )
+  num_batches = -(-len(source) // batch_size)
+  read = _ReadEvalBatch(source, batch_size, resize, crop)
+  batches = grain.MapDataset.range(num_batches).map(read)
+  return iter(batches.to_iter_dataset(_read_options(num_threads, 2)))
+
+
+class _ReadTrainBatch:
+  """Step -> this process's rows of the batch. A class: workers pickle it."""
+
+  def __init__(
+    self,
+    source: Source,
+    indices: Callable[..., np.ndarray],
+    rows: range,
+    views: int,
+    seed: int,
+    size: int,
+    scale: tuple[float, ...],
+    ratio: tuple[float, ...],
+  ):
+    self.source = source
+    self.indices = indices
+    self.rows = rows
+    self.views = views
+    self.seed = seed
+    self.size = size
+    self.scale = scale
+    self.ratio = ratio
+
+  def __call__(self, step: int) -> Batch:
+    index = self.indices(step=step)[self.rows.start : self.rows.stop]
+    images = np.empty(
+      (len(index), self.views, self.size, self.size, 3), np.uint8
+    )
+    for image, i, row in zip(images, index, self.rows, strict=True):
+      # By row, not by example: with replacement a batch may hold one twice.
+      rngs = [_rng(self.seed, _CROP, step, row, v) for v in range(self.views)]
+      crop = functools.partial(
+        decode.random_resized_crops,
+        size=self.size,
+        scale=self.scale,
+        ratio=self.ratio,
+        rngs=rngs,
+      )
+      image[:], _ = _read(self.source, int(i), crop)
+    return {"image": images, "index": index}
+
+
+class _ReadEvalBatch:
+  """Number of the batch -> the batch, padded at the end of the data set."""
+
+  def __init__(self, source: Source, batch_size: int, resize: int, crop: int):
+    self.source = source
+    self.batch_size = batch_size
+    self.resize = resize
+    self.crop = crop
+
+  def __call__(self, number: int) -> Batch:
+    size, n = self.batch_size, len(self.source)
+    start = number * size
+    images = np.empty((size, self.crop, self.crop, 3), np.uint8)
+    index = np.full(size, n, np.int32)
+    label = np.full(size, -1, np.int32)
+    key = [""] * size
+    crop = functools.partial(
+      decode.resize_center_crop, resize=self.resize, crop=self.crop
+    )
+    count = min(size, n - start)
+    for row in range(count):
+      images[row], record = _read(self.source, start + row, crop)
+      index[row] = start + row
+      key[row] = record["key"]
+      if record["label"] is not None:
+        label[row] = record["label"]
+    images[count:] = images[count - 1]
+    return {"image": images, "index": index, "label": label, "key": key}
+
+
+def _read(
+  source: Source, i: int, crop: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, Record]:
+  """Returns the crop or crops of one example, and its record."""
+  try:
+    record = source[i]
+  except OSError as error:  # it was there when the folder was listed
+    raise UserError(
+      f"image {i} cannot be read: {error}; restore the file or list the folder "
+      "again by restarting in a new work directory"
+    ) from error
+  try:
+    return crop(record["image"]), record
+  except decode.DecodeError as error:
+    raise UserError(
+      f"image {record['key']!r} (index {i}) cannot be read: {error}; "
+      "repair or remove it"
+    ) from error
+
+
+def _rng(seed: int, stream: int, step: int, row: int = 0, view: int = 0):
+  """Returns the generator that belongs to these numbers and no others.
+
+  Philox is a function of a key and a counter, and counts in the first word.
+  """
+  key = np.array([_uint64(seed), stream], np.uint64)
+  counter = np.array([0, view, row, step], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _uint64(seed: int) -> int:
+  return seed % 2**64
+
+
+def _read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:
+  """Returns how far to read ahead. Grain's default would be 500 batches."""
+  return grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=max(num_threads, prefetch, 1)
+  )

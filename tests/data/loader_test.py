@@ -1,0 +1,276 @@
+"""Batches: the same ids and pixels whatever reads them."""
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from odc_jax.data import loader, sources
+from odc_jax.errors import UserError
+
+
+def make_config(**changes):
+  config = ml_collections.ConfigDict(
+    {
+      "sampling": "permutation",
+      "image_size": 16,
+      "crop_scale": (0.2, 1.0),
+      "crop_ratio": (0.75, 1.33),
+      "num_threads": 0,
+      "num_workers": 0,
+      "prefetch": 2,
+    }
+  )
+  config.update(changes)
+  return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """23 photographs of different sizes."""
+  path = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  for i in range(23):
+    image = rng.integers(0, 256, (20 + i, 40 - i, 3), dtype=np.uint8)
+    Image.fromarray(image).save(path / f"{i:02d}.jpg")
+  return path
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+  return sources.make(f"folder:{folder}", "")
+
+
+def take(source, config, count, **options):
+  options = {"batch_size": 8, "views": 2, "seed": 3, "start_step": 0} | options
+  batches = loader.train_batches(source, config, **options)
+  taken = [next(batches) for _ in range(count)]
+  batches.close()
+  return taken
+
+
+def assert_same(left, right):
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    np.testing.assert_array_equal(a["index"], b["index"])
+    np.testing.assert_array_equal(a["image"], b["image"])
+
+
+@pytest.mark.parametrize(
+  ("n", "b"), [(24, 8), (23, 8), (7, 7), (1, 1), (5, 1), (70001, 7000)]
+)
+def test_an_epoch_is_a_permutation_without_its_remainder(n, b):
+  steps = n // b
+  seen = []
+  epochs = 20 if n < 100 else 2  # 70001 is where the cipher takes over
+  for epoch in range(epochs):
+    epoch_indices = np.concatenate(
+      [
+        loader.batch_indices(n, b, epoch * steps + s, 0, "permutation")
+        for s in range(steps)
+      ]
+    )
+    assert epoch_indices.dtype == np.int32
+    assert len(epoch_indices) == steps * b
+    assert len(set(epoch_indices.tolist())) == steps * b
+    assert set(epoch_indices.tolist()) <= set(range(n))
+    seen.append(tuple(epoch_indices.tolist()))
+  if n > 7:
+    assert len(set(seen)) == epochs
+
+
+def test_every_example_is_as_likely_at_every_place():
+  draws = np.array(
+    [loader.batch_indices(8, 8, s, 5, "permutation") for s in range(4000)]
+  )
+  for place in range(8):
+    share = np.bincount(draws[:, place], minlength=8) / 4000
+    # Four standard errors.
+    np.testing.assert_allclose(share, 1 / 8, atol=0.021)
+
+
+def test_seeds_give_different_orders_and_any_whole_number_is_one():
+  orders = {
+    tuple(loader.batch_indices(100, 100, 0, seed, sampling).tolist())
+    for seed in (0, 1, 2**32, 2**40, -1)
+    for sampling in ("permutation", "replacement")
+  }
+  assert len(orders) == 10
+
+
+def test_replacement_is_independent_and_uniform():
+  n, b = 50, 25
+  draws = np.array(
+    [loader.batch_indices(n, b, s, 0, "replacement") for s in range(2000)]
+  )
+  assert draws.dtype == np.int32
+  # Chi-squared with 49 degrees of freedom: mean 49, standard deviation 9.9.
+  counts = np.bincount(draws.ravel(), minlength=n)
+  expected = draws.size / n
+  assert 15 < ((counts - expected) ** 2 / expected).sum() < 95
+  # 1 - 1/e of the data set is seen in an epoch of n draws.
+  distinct = [len(set(draws[i : i + 2].ravel())) / n for i in range(0, 2000, 2)]
+  np.testing.assert_allclose(
+    np.mean(distinct), 1 - (1 - 1 / n) ** n, atol=0.006
+  )
+  # The step alone says what is drawn.
+  np.testing.assert_array_equal(
+    draws[1234], loader.batch_indices(n, b, 1234, 0, "replacement")
+  )
+
+
+def test_a_million_examples_cost_no_more_than_a_few():
+  import tracemalloc
+
+  tracemalloc.start()
+  for sampling in "permutation", "replacement":
+    indices = loader.batch_indices(1_281_167, 64, 10**7, 0, sampling)
+    assert 0 <= indices.min() < indices.max() < 1_281_167
+  assert tracemalloc.get_traced_memory()[1] < 200_000  # bytes
+  tracemalloc.stop()
+
+
+def test_an_order_is_taken_as_it_stands():
+  order = np.array([4, 4, 2, 9, 0, 1, 7])
+  got = [
+    loader.batch_indices(10, 3, step, 0, "permutation", order).tolist()
+    for step in range(3)
+  ]
+  assert got == [[4, 4, 2], [9, 0, 1], [4, 4, 2]]
+
+
+def test_indices_are_those_of_batch_indices_and_images_their_records(source):
+  config = make_config(image_size=8, crop_scale=(1.0, 1.0), crop_ratio=(1, 1))
+  digits = sources.make("digits", "")
+  batches = take(digits, config, 3, batch_size=100, views=1, start_step=16)
+  for step, batch in enumerate(batches, 16):  # over the end of an epoch of 17
+    index = loader.batch_indices(1797, 100, step, 3, "permutation")
+    assert batch["index"].dtype == np.int32
+    np.testing.assert_array_equal(batch["index"], index)
+    assert batch["image"].shape == (100, 1, 8, 8, 3)
+    for row, i in enumerate(index):
+      np.testing.assert_array_equal(
+        batch["image"][row, 0], digits[int(i)]["image"]
+      )
+
+
+@pytest.mark.parametrize("sampling", ["permutation", "replacement"])
+def test_threads_and_resuming_change_nothing(source, sampling):
+  config = make_config(sampling=sampling)
+  want = take(source, config, 7)
+  assert want[0]["image"].shape == (8, 2, 16, 16, 3)
+  for num_threads in 2, 8:
+    config.num_threads = num_threads
+    assert_same(take(source, config, 7), want)
+    assert_same(take(source, config, 3, start_step=4), want[4:])
+  other = take(source, config, 1, seed=4)[0]
+  assert (other["index"] != want[0]["index"]).any()
+
+
+def test_processes_hold_consecutive_rows_of_the_same_batch(source):
+  config = make_config()
+  want = take(source, config, 4)
+  for count in 2, 4:
+    parts = [
+      take(source, config, 4, process_index=p, process_count=count)
+      for p in range(count)
+    ]
+    joined = [
+      {k: np.concatenate([part[s][k] for part in parts]) for k in want[s]}
+      for s in range(4)
+    ]
+    assert_same(joined, want)
+
+
+def test_a_worker_process_changes_nothing(source):
+  want = take(source, make_config(), 4, start_step=1)
+  config = make_config(num_workers=1, num_threads=2)
+  assert_same(take(source, config, 4, start_step=1), want)
+
+
+def test_crops_differ_between_views_copies_steps_and_epochs():
+  source = sources.make("digits", "")
+  # One example, for ever: nothing but the crop can differ.
+  config = make_config(sampling="replacement", crop_scale=(0.3, 0.9))
+  order = np.zeros(8, np.int32)
+  batches = take(source, config, 3, order=order)
+  images = np.concatenate(
+    [b["image"].reshape(-1, 16 * 16 * 3) for b in batches]
+  )
+  # 48 crops of 8 x 8 pixels; a few may coincide.
+  assert len(np.unique(images, axis=0)) > 30
+  # View 0 is the same crop, however many there are.
+  one = take(source, config, 1, order=order, views=1)[0]
+  np.testing.assert_array_equal(one["image"][:, 0], batches[0]["image"][:, 0])
+
+
+@pytest.mark.parametrize(
+  ("changes", "options", "says"),
+  [
+    ({}, {"batch_size": 24}, "batch_size 24 does not fit a data set of 23"),
+    ({}, {"batch_size": 0}, "batch_size 0"),
+    ({"sampling": "random"}, {}, "unknown sampling 'random'"),
+    ({}, {"process_count": 3}, "not divisible by 3"),
+  ],
+)
+def test_mistakes_are_told_before_anything_is_read(
+  source, changes, options, says
+):
+  with pytest.raises(UserError, match=says):
+    take(source, make_config(**changes), 0, **options)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_an_unreadable_image_is_named(tmp_path, num_threads):
+  for i in range(4):
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+  (tmp_path / "2.png").write_bytes(b"<html>")
+  source = sources.make(f"folder:{tmp_path}", "")
+  says = r"'2.png' \(index 2\) cannot be read: not an image"
+  config = make_config(num_threads=num_threads)
+  with pytest.raises(UserError, match=says):
+    take(source, config, 1, batch_size=4)
+  with pytest.raises(UserError, match=says):
+    list(
+      loader.eval_batches(
+        source, batch_size=2, resize=8, crop=8, num_threads=num_threads
+      )
+    )
+  (tmp_path / "2.png").unlink()
+  with pytest.raises(UserError, match=r"image 2 cannot be read.*2\.png"):
+    take(source, config, 1, batch_size=4)
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_evaluation_reads_everything_once_in_order(num_threads):
+  source = sources.make("digits", "")
+  batches = list(
+    loader.eval_batches(
+      source, batch_size=500, resize=8, crop=8, num_threads=num_threads
+    )
+  )
+  assert len(batches) == 4
+  index = np.concatenate([b["index"] for b in batches])
+  np.testing.assert_array_equal(index[:1797], np.arange(1797))
+  np.testing.assert_array_equal(index[1797:], 1797)
+  label = np.concatenate([b["label"] for b in batches])
+  assert (label.dtype, index.dtype) == (np.int32, np.int32)
+  assert label[:1797].tolist() == [source[i]["label"] for i in range(1797)]
+  np.testing.assert_array_equal(label[1797:], -1)
+  image = np.concatenate([b["image"] for b in batches])
+  np.testing.assert_array_equal(image[1234], source[1234]["image"])
+  for padding in image[1797:]:
+    np.testing.assert_array_equal(padding, source[1796]["image"])
+  key = [key for b in batches for key in b["key"]]
+  assert key[1796] == "digits/1796"
+  assert key[1797:] == [""] * 203
+
+
+def test_evaluation_of_a_full_last_batch_has_no_padding(source):
+  (batch,) = loader.eval_batches(
+    source, batch_size=23, resize=20, crop=16, num_threads=0
+  )
+  np.testing.assert_array_equal(batch["index"], np.arange(23))
+  np.testing.assert_array_equal(batch["label"], -1)  # a flat folder has none
+  with pytest.raises(UserError, match="eval_resize from 12"):
+    loader.eval_batches(source, batch_size=4, resize=12, crop=16, num_threads=0)
