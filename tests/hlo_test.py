@@ -1,8 +1,8 @@
-import hlo
 import jax
 import jax.numpy as jnp
 
 from odc_jax import mesh as mesh_lib
+from tests import hlo
 
 
 def test_synchronous_asynchronous_and_tuples():

@@ -1,4 +1,3 @@
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import sklearn.cluster
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as kmeans_lib
 from odc_jax.clustering.kmeans import kmeans
+from tests import hlo
 
 
 def run(mesh, x, k, seed=0, num_examples=None, **kwargs):

@@ -1,0 +1,209 @@
+"""2-means that halves one cluster, inside a pass over row-sharded features.
+
+Everything here runs inside `mesh.per_shard`: each device holds its own rows
+and the ids of those among them that belong to the cluster; only centroids and
+candidate rows, never members, travel between devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from odc_jax.mesh import AXIS
+
+# Ten restarts are what the official call, KMeans(n_clusters=2, max_iter=20),
+# meant in the scikit-learn of its time. scikit-learn also tries two candidates
+# for each seed; more restarts are our substitute.
+NUM_RESTARTS = 16
+MAX_ITERS = 20
+# Rows that are held at once: 4 MB at 256 dimensions.
+CHUNK = 4096
+
+
+def over_chunks(
+  features: Float[Array, "n d"],
+  ids: Int[Array, "m"],
+  num_ids: Int[Array, ""],
+  chunk_size: int,
+  body: Callable[
+    [Int[Array, "c"], Float[Array, "c d"], Bool[Array, "c"], Any], Any
+  ],
+  carry: Any,
+) -> Any:
+  """Folds `body(ids, rows, valid, carry)` over the rows that `ids` names.
+
+  Args:
+    features: This device's rows.
+    ids: Row numbers, the first `num_ids` of them in use; at least
+      `chunk_size` longer than the most that can be in use.
+    num_ids: How many ids are in use; decides how many chunks are visited.
+    chunk_size: Rows per call of `body`.
+    body: Gets ids, float32 rows and which of them are in use.
+    carry: What is folded.
+
+  Returns:
+    The last carry.
+  """
+
+  def visit(j, carry):
+    chunk = jax.lax.dynamic_slice(ids, (j * chunk_size,), (chunk_size,))
+    valid = j * chunk_size + jnp.arange(chunk_size) < num_ids
+    rows = features.at[chunk].get(mode="clip").astype(jnp.float32)
+    return body(chunk, rows, valid, carry)
+
+  num_chunks = (num_ids + chunk_size - 1) // chunk_size
+  return jax.lax.fori_loop(0, num_chunks, visit, carry)
+
+
+def member_ids(
+  mask: Bool[Array, "n"], chunk_size: int
+) -> tuple[Int[Array, "m"], Int[Array, ""]]:
+  """Returns the row numbers where `mask` holds, padded for `over_chunks`."""
+  n = mask.shape[0]
+  # The fill value lies past the end: writes to it are dropped.
+  (ids,) = jnp.nonzero(mask, size=n + chunk_size, fill_value=n)
+  return ids.astype(jnp.int32), jnp.sum(mask, dtype=jnp.int32)
+
+
+def two_means(
+  features: Float[Array, "n d"],
+  ids: Int[Array, "m"],
+  num_ids: Int[Array, ""],
+  key: Key[Array, ""],
+) -> Bool[Array, "m"]:
+  """Halves the rows named by `ids` by 2-means: k-means++ seeds, best restart.
+
+  The result does not depend on the number of devices but for rounding. When
+  the rows cannot be told apart every second one is taken.
+
+  Args:
+    features: This device's rows of the sample memory.
+    ids: This device's members of the cluster, as from `member_ids`.
+    num_ids: How many of them there are on this device.
+    key: The same key on every device.
+
+  Returns:
+    For every id whether it leaves: the smaller part does, so that most keep
+    their cluster and with it their row of the classifier.
+
+  Source: OpenSelfSup models/memories/odc_memory.py:_partition_max_cluster.
+  """
+  n, d = features.shape
+  first_row = jax.lax.axis_index(AXIS) * n
+  chunk_size = ids.shape[0] - n
+
+  def fold(body, carry):
+    return over_chunks(features, ids, num_ids, chunk_size, body, carry)
+
+  def sample(key, log_weight):
+    """Draws a row for every restart with probability exp(log_weight)."""
+
+    def body(chunk, rows, valid, carry):
+      best, picked = carry
+      # Noise by global row number: the same on any number of devices.
+      noise = jax.vmap(
+        lambda i: jax.random.gumbel(jax.random.fold_in(key, i), (NUM_RESTARTS,))
+      )(first_row + chunk)
+      score = jnp.where(valid[:, None], noise + log_weight(rows), -jnp.inf)
+      winner = jnp.argmax(score, axis=0)
+      top = jnp.max(score, axis=0)
+      better = top > best
+      return (
+        jnp.where(better, top, best),
+        jnp.where(better[:, None], rows[winner], picked),
+      )
+
+    best, picked = fold(
+      body,
+      (
+        jnp.full((NUM_RESTARTS,), -jnp.inf),
+        jnp.zeros((NUM_RESTARTS, d), jnp.float32),
+      ),
+    )
+    all_best = jax.lax.all_gather(best, AXIS)
+    all_picked = jax.lax.all_gather(picked, AXIS)
+    return all_picked[jnp.argmax(all_best, axis=0), jnp.arange(NUM_RESTARTS)]
+
+  def square_distance(rows, centers):
+    """[c, d] and [r, d] -> [c, r]."""
+    dot = jnp.matmul(rows, centers.T, precision="highest")
+    return jnp.maximum(
+      jnp.sum(rows**2, axis=1)[:, None]
+      - 2 * dot
+      + jnp.sum(centers**2, axis=1)[None, :],
+      0.0,
+    )
+
+  key_a, key_b = jax.random.split(key)
+  seed_a = sample(key_a, lambda rows: jnp.zeros((1, 1)))
+  seed_b = sample(key_b, lambda rows: jnp.log(square_distance(rows, seed_a)))
+  centers = jnp.stack([seed_a, seed_b])  # [2, r, d]
+
+  def evaluate(centers):
+    """One pass: sums and sizes of both parts, and the summed distances."""
+
+    def body(chunk, rows, valid, carry):
+      sums, sizes, sse = carry
+      to_a = square_distance(rows, centers[0])
+      to_b = square_distance(rows, centers[1])
+      in_b = (to_b < to_a) & valid[:, None]
+      in_a = ~in_b & valid[:, None]
+      parts = jnp.stack([in_a, in_b]).astype(jnp.float32)  # [2, c, r]
+      sums += jnp.einsum("pcr,cd->prd", parts, rows, precision="highest")
+      sizes += jnp.sum(parts, axis=1)
+      nearest = jnp.where(valid[:, None], jnp.minimum(to_a, to_b), 0.0)
+      return sums, sizes, sse + jnp.sum(nearest, axis=0)
+
+    zeros = (
+      jnp.zeros_like(centers),
+      jnp.zeros((2, NUM_RESTARTS), jnp.float32),
+      jnp.zeros((NUM_RESTARTS,), jnp.float32),
+    )
+    return jax.lax.psum(fold(body, zeros), AXIS)
+
+  def lloyd(carry):
+    i, _, centers, _ = carry
+    sums, sizes, sse = evaluate(centers)
+    means = jnp.where(
+      sizes[..., None] > 0, sums / jnp.maximum(sizes, 1)[..., None], centers
+    )
+    # The loop ends when no restart moves any more.
+    return i + 1, jnp.any(means != centers), means, sse
+
+  _, _, centers, _ = jax.lax.while_loop(
+    lambda carry: (carry[0] < MAX_ITERS) & carry[1],
+    lloyd,
+    (0, jnp.bool_(True), centers, jnp.zeros((NUM_RESTARTS,))),
+  )
+  _, sizes, sse = evaluate(centers)
+  best = jnp.argmin(sse)
+  smaller = jnp.where(sizes[1, best] <= sizes[0, best], 1, 0)
+
+  def side(chunk, rows, valid, carry):
+    position, leaves = carry
+    to_a, to_b = (
+      square_distance(rows, centers[part, best][None])[:, 0] for part in (0, 1)
+    )
+    in_part = jnp.where(smaller == 1, to_b < to_a, to_b >= to_a)
+    leaves = jax.lax.dynamic_update_slice(leaves, in_part & valid, (position,))
+    return position + chunk_size, leaves
+
+  _, leaves = fold(side, (0, jnp.zeros(ids.shape, bool)))
+
+  # Identical rows: k-means finds one part only. Take every second member.
+  leaving, members = jax.lax.psum((jnp.sum(leaves), num_ids), AXIS)
+  shard = jax.lax.axis_index(AXIS)
+  all_num_ids = jax.lax.all_gather(num_ids, AXIS)
+  before = jnp.sum(
+    jnp.where(jnp.arange(all_num_ids.shape[0]) < shard, all_num_ids, 0)
+  )
+  position = jnp.arange(ids.shape[0])
+  every_second = (before + position) % 2 == 1
+  return jnp.where(
+    (leaving == 0) | (leaving == members),
+    every_second & (position < num_ids),
+    leaves,
+  )

@@ -1,0 +1,91 @@
+"""Checks a config against the data, and keeps it in the work directory."""
+
+import json
+import pathlib
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from odc_jax.errors import UserError
+
+# A ConfigDict, or a section of one. To a type checker its values could be
+# anything, so that it would object to every use of one.
+Config: TypeAlias = Any
+
+
+def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
+  """Returns a copy that also holds `num_examples`.
+
+  Args:
+    config: An experiment, as the files in `configs/` give it.
+    num_examples: Images in the training set.
+    num_devices: Devices in the mesh.
+
+  Raises:
+    UserError: If the sizes do not go together.
+  """
+  source, batch_size = config.data.source, config.batch_size
+  if not 1 < config.num_clusters <= num_examples:
+    raise UserError(
+      f"num_clusters={config.num_clusters} is not between 2 and the "
+      f"{num_examples} images of {source}; choose another with "
+      f"--config.num_clusters={max(2, num_examples // 100)}"
+    )
+  if not 0 < batch_size <= num_examples:
+    raise UserError(
+      f"batch_size={batch_size} is not between 1 and the {num_examples} "
+      f"images of {source}; choose another with --config.batch_size"
+    )
+  if batch_size % num_devices:
+    raise UserError(
+      f"batch_size={batch_size} cannot be split over {num_devices} devices; "
+      f"take a multiple of {num_devices} with --config.batch_size"
+    )
+  group_size = config.model.group_size
+  if group_size and batch_size % group_size:
+    raise UserError(
+      f"model.group_size={group_size} does not divide batch_size={batch_size}; "
+      "0 makes one group of the batch"
+    )
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    config.num_examples = num_examples
+  return config
+
+
+def write(config: Config, workdir: pathlib.Path) -> None:
+  """Writes `config.json`.
+
+  Raises:
+    UserError: If the work directory holds a run of another config.
+  """
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())
+  if path.exists():
+    differing = _differences(json.loads(path.read_text()), new)
+    if differing:
+      raise UserError(
+        f"{workdir} holds a run of another config: {'; '.join(differing)}. "
+        "Choose another --workdir, or go back to that config"
+      )
+    return
+  if any(workdir.glob("*")):
+    raise UserError(
+      f"{workdir} is not empty and holds no run; choose another --workdir"
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  # Whole or not at all: a half-written one would lock the directory.
+  partial = workdir / "config.json.partial"
+  partial.write_text(json.dumps(new, indent=2) + "\n")
+  partial.rename(path)
+
+
+def _differences(old: Any, new: Any, name: str = "config") -> list[str]:
+  """Returns a line for every key in which two configs differ."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    return [
+      line
+      for key in sorted({*old, *new})
+      for line in _differences(old.get(key), new.get(key), f"{name}.{key}")
+    ]
+  return [] if old == new else [f"{name} was {old!r}, is {new!r}"]

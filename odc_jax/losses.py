@@ -1,0 +1,60 @@
+"""Classification losses on logits. No models, no memories."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(
+  logits: Float[Array, "b k"], clusters: Int[Array, "b"]
+) -> Float[Array, "b"]:
+  """Returns -log softmax(logits)[cluster] of every example, in float32."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.take_along_axis(log_p, clusters[:, None], axis=1)[:, 0]
+
+
+def weighted_cross_entropy(
+  logits: Float[Array, "b k"],
+  clusters: Int[Array, "b"],
+  class_weights: Float[Array, "k"],
+  group_size: int = 0,
+) -> Float[Array, ""]:
+  """Cross-entropy divided by the sum of the weights, not by the batch.
+
+  The scale of `class_weights` therefore cancels, as it does in PyTorch's
+  weighted mean.
+
+  Args:
+    logits: Scores of the classifier.
+    clusters: Targets in [0, k).
+    class_weights: A non-negative weight for every cluster.
+    group_size: If positive, every `group_size` consecutive examples are
+      normalised by their own weights and the groups are averaged: what data
+      parallelism over devices with `group_size` images each computes. 0: the
+      whole batch is one group.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: If `group_size` does not divide the batch.
+
+  Source: OpenSelfSup models/heads/cls_head.py with the weights of
+    models/odc.py:set_reweight.
+  """
+  batch_size = logits.shape[0]
+  if group_size and batch_size % group_size:
+    raise ValueError(
+      f"group_size={group_size} does not divide the batch of {batch_size}"
+    )
+  groups = batch_size // group_size if group_size else 1
+  weights = class_weights[clusters].reshape(groups, -1)
+  losses = cross_entropy(logits, clusters).reshape(groups, -1)
+  return jnp.mean(jnp.sum(weights * losses, axis=1) / jnp.sum(weights, axis=1))
+
+
+def accuracy(
+  logits: Float[Array, "b k"], clusters: Int[Array, "b"]
+) -> Float[Array, ""]:
+  """Returns the fraction of examples whose largest logit is their cluster."""
+  return jnp.mean(jnp.argmax(logits, axis=1) == clusters)

@@ -1,0 +1,225 @@
+"""Online Deep Clustering for Unsupervised Representation Learning.
+
+Zhan, Xie, Liu, Ong, Loy, CVPR 2020, arXiv:2006.10645. Official code:
+OpenSelfSup (models/odc.py, memories/odc_memory.py, hooks/odc_hook.py).
+
+Every step classifies a batch against the clusters that the sample memory holds
+for its images, then writes their features into the memory, moves them to their
+nearest centroids, and from time to time refreshes the centroids and dissolves
+small clusters. Classifier, clusters and centroids drift together; nothing is
+ever reset.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from odc_jax import losses, memory
+from odc_jax.clustering import assign
+from odc_jax.clustering.kmeans import kmeans
+from odc_jax.config import Config
+from odc_jax.memory import CentroidMemory, SampleMemory
+
+
+class ODCState(NamedTuple):
+  """The sample memory and the centroid memory."""
+
+  samples: SampleMemory
+  centroids: CentroidMemory
+
+
+class Targets(NamedTuple):
+  """Clusters of the batch before this step, and the weight of every cluster."""
+
+  clusters: Int[Array, "b"]
+  class_weights: Float[Array, "k"]
+
+
+def init(config: Config, num_examples: int, key) -> ODCState:
+  """Returns empty memories, to be filled by `recluster`.
+
+  Args:
+    config: Reads `num_clusters`, `model.embedding_dim`, `odc.memory_dtype`.
+    num_examples: Images in the data set.
+    key: Unused: the first clustering draws from the step's key.
+  """
+  del key
+  n, k = memory.padded_rows(num_examples), config.num_clusters
+  d = config.model.embedding_dim
+  return ODCState(
+    SampleMemory(
+      features=jnp.zeros((n, d), config.odc.memory_dtype),
+      assignments=jnp.full((n,), k, jnp.int32),
+      previous=jnp.full((n,), k, jnp.int32),
+    ),
+    CentroidMemory(
+      centroids=jnp.zeros((k, d)),
+      sums=jnp.zeros((k, d)),
+      counts=jnp.zeros((k,), jnp.int32),
+    ),
+  )
+
+
+def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
+  """Fills both memories from a first k-means.
+
+  k-means runs on the unit embeddings of the randomly initialised network in
+  evaluation mode, without PCA or whitening. No cluster is left empty.
+
+  Args:
+    config: Reads `num_clusters`, `num_examples`, `seed`, `odc.*`.
+    state: Empty memories.
+    extract: () -> embeddings of all images, [n, d], rows split and padded as
+      the memory's.
+
+  Returns:
+    Filled memories.
+
+  Source: OpenSelfSup hooks/deepcluster_hook.py, odc_memory.py:init_memory.
+  """
+  del state
+  embeddings = extract()
+
+  @jax.jit
+  def fill(embeddings):
+    features = memory.normalize(embeddings.astype(jnp.float32))
+    clustering = kmeans(
+      features,
+      jax.random.key(config.seed),
+      num_examples=config.num_examples,
+      num_clusters=config.num_clusters,
+      num_iters=config.odc.kmeans_iters,
+      init=config.odc.kmeans_init,
+    )
+    samples = SampleMemory(
+      features.astype(config.odc.memory_dtype),
+      clustering.assignments,
+      clustering.assignments,
+    )
+    return ODCState(samples, memory.recompute(samples, config.num_clusters))
+
+  return fill(embeddings)
+
+
+def clusters(state: ODCState) -> Int[Array, "n"]:
+  """Returns the cluster of every image; pad rows carry k."""
+  return state.samples.assignments
+
+
+def previous_clusters(state: ODCState) -> Int[Array, "n"]:
+  """Returns the clusters as they were when this epoch began."""
+  return state.samples.previous
+
+
+def targets(state: ODCState, outputs, batch) -> Targets:
+  """Returns what the classifier is to say: the clusters before this step."""
+  del outputs
+  _, clusters = memory.gather(state.samples, batch["index"])
+  return Targets(clusters, state.centroids.counts)
+
+
+def class_weights(counts: Int[Array, "k"], power: float) -> Float[Array, "k"]:
+  """Returns w_k ~ 1 / n_k^power, summing to one.
+
+  The official code computes 1/2 whatever is configured; here the power is
+  read. Source: OpenSelfSup models/odc.py:set_reweight.
+  """
+  weights = (1 / (counts + 1e-5)) ** power
+  return weights / jnp.sum(weights)
+
+
+def loss(config: Config, outputs, targets: Targets, state: ODCState):
+  """Returns the re-weighted cross-entropy and what to log."""
+  value = losses.weighted_cross_entropy(
+    outputs.logits,
+    targets.clusters,
+    class_weights(state.centroids.counts, config.odc.reweight_power),
+    config.model.group_size,
+  )
+  accuracy = losses.accuracy(outputs.logits, targets.clusters)
+  return value, {"train/cluster_accuracy": accuracy}
+
+
+def after_step(config: Config, state: ODCState, outputs, batch, step):
+  """Updates both memories with the features of this step's forward pass.
+
+  In the official order: write the samples, assign them by the centroids of
+  before, refresh the centroids, deal with small clusters.
+
+  Args:
+    config: Reads `odc.*`, `seed`, `batch_size`, `num_examples`.
+    state: The memories that `targets` saw.
+    outputs: Of the train-mode network, embeddings [b, d].
+    batch: With `index`, int32 [b].
+    step: The number of this step, from 0.
+
+  Returns:
+    The memories and the `cluster/...` scalars of DESIGN section 6.
+  """
+  odc = config.odc
+  samples, centroids = state
+  index = batch["index"]
+  steps_per_epoch = config.num_examples // config.batch_size
+
+  samples = samples._replace(
+    previous=jax.lax.cond(
+      step % steps_per_epoch == 0,
+      lambda: samples.assignments,
+      lambda: samples.previous,
+    )
+  )
+
+  # F_i <- (1 - m) F_i + m f_i, scaled to unit length, and
+  # y_i <- the centroid nearest to the new F_i.
+  old_features, old_clusters = memory.gather(samples, index)
+  new_features = memory.blend(old_features, outputs.embeddings, odc.momentum)
+  new_clusters, _ = assign.nearest(
+    new_features.astype(jnp.float32), centroids.centroids, odc.assign_metric
+  )
+  label_change = jnp.mean(new_clusters != old_clusters)
+  samples = memory.write(samples, index, new_features, new_clusters)
+  centroids = memory.move(
+    centroids,
+    index,
+    (old_features, old_clusters),
+    (new_features, new_clusters),
+  )
+
+  # The running sums carry rounding along; once an epoch they are made exact.
+  centroids = jax.lax.cond(
+    (step + 1) % steps_per_epoch == 0,
+    lambda: memory.recompute(samples, config.num_clusters)._replace(
+      centroids=centroids.centroids
+    ),
+    lambda: centroids,
+  )
+  centroids = jax.lax.cond(
+    (step + 1) % odc.centroid_every == 0,
+    memory.refresh,
+    lambda unchanged: unchanged,
+    centroids,
+  )
+
+  key = jax.random.fold_in(jax.random.key(config.seed), step)
+  samples, centroids, dissolved = jax.lax.cond(
+    (step + 1) % odc.small_cluster_every == 0,
+    lambda: memory.deal_with_small_clusters(
+      samples, centroids, odc.min_cluster, key, metric=odc.assign_metric
+    ),
+    lambda: (samples, centroids, jnp.int32(0)),
+  )
+
+  counts = centroids.counts
+  share = counts / jnp.sum(counts)
+  entropy = -jnp.sum(jnp.where(counts > 0, share * jnp.log(share), 0.0))
+  return ODCState(samples, centroids), {
+    "cluster/label_change": label_change,
+    "cluster/empty": jnp.sum(counts == 0),
+    "cluster/min_size": jnp.min(counts),
+    "cluster/max_size": jnp.max(counts),
+    "cluster/entropy": entropy,
+    "cluster/dissolved": dissolved,
+  }

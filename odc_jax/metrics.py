@@ -1,0 +1,182 @@
+"""Names of every logged scalar, and where they are written."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import rich.console
+import rich.progress
+
+# Every scalar that a run can log. Names are a contract: scripts read them.
+# "labels" in a name means ground truth; the pseudo-labels are "clusters".
+SCALARS = {
+  "train/loss": "the loss that is minimised",
+  "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/learning_rate": "of the backbone",
+  "cluster/label_change": "batch images whose cluster changed",
+  "cluster/nmi_previous": "NMI (arithmetic) of the clusters with those of "
+  "an epoch ago",
+  "cluster/empty": "clusters without an image",
+  "cluster/min_size": "images in the smallest cluster",
+  "cluster/max_size": "images in the largest cluster",
+  "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
+  "cluster/dissolved": "small clusters dissolved in this step",
+  "eval/knn_top1": "kNN top-1 on frozen backbone features",
+  "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
+  "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
+  "eval/purity_labels": "images that have their cluster's majority label",
+  "speed/images_per_second": "since the last log line",
+  "speed/step_ms": "milliseconds per step, since the last log line",
+  "speed/data_wait": "fraction of the time spent waiting for the loader",
+}
+
+
+class MetricWriter:
+  """Writes scalars to `metrics.jsonl`, TensorBoard and the terminal."""
+
+  def __init__(self, workdir: pathlib.Path, start_step: int, num_steps: int):
+    """Opens the files.
+
+    Args:
+      workdir: The work directory.
+      start_step: Where the run goes on; lines of later steps, which it will
+        write again, are taken out of `metrics.jsonl`.
+      num_steps: Where it ends, for the progress bar.
+    """
+    self._path = workdir / "metrics.jsonl"
+    if self._path.exists():
+      kept = [
+        line
+        for line in _whole_lines(self._path)
+        if json.loads(line)["step"] <= start_step
+      ]
+      self._path.write_text("".join(line + "\n" for line in kept))
+    self._file = self._path.open("a")
+    self._tensorboard = _tensorboard(workdir / "tensorboard")
+    self._start = time.time()
+    self._progress = _progress_bar()
+    if self._progress is not None:
+      self._progress.start()
+      self._task = self._progress.add_task(
+        "training", total=num_steps, completed=start_step, note=""
+      )
+    self._num_steps = num_steps
+
+  def write(self, step: int, epoch: float, scalars: Mapping[str, Any]) -> None:
+    """Writes the scalars that belong to `step`.
+
+    Raises:
+      KeyError: If a name is not declared in `SCALARS`.
+    """
+    unknown = set(scalars) - set(SCALARS)
+    if unknown:
+      raise KeyError(f"undeclared scalars {sorted(unknown)}")
+    values = {
+      name: value.item() if hasattr(value, "item") else value
+      for name, value in scalars.items()
+    }
+    line = {
+      "step": step,
+      "epoch": round(epoch, 4),
+      "time": round(time.time() - self._start, 3),
+      **values,
+    }
+    self._file.write(json.dumps(line) + "\n")
+    self._file.flush()
+    if self._tensorboard is not None:
+      self._tensorboard.write_scalars(step, values)
+    self._show(step, epoch, values)
+
+  def _show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    shown = [
+      f"{name.split('/')[1]} {value:.4g}"
+      for name, value in values.items()
+      if name in _ON_TERMINAL
+    ]
+    if self._progress is None:
+      print(
+        f"step {step}/{self._num_steps}  epoch {epoch:.1f}  "
+        + "  ".join(shown),
+        flush=True,
+      )
+      return
+    if any(name.startswith("eval/") for name in values):
+      self._progress.console.print(f"epoch {epoch:.1f}  " + "  ".join(shown))
+    else:
+      self._progress.update(self._task, note="  ".join(shown))
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar."""
+    if self._progress is not None:
+      self._progress.update(self._task, completed=step)
+
+  def flush(self) -> None:
+    """Puts everything on disk."""
+    self._file.flush()
+    if self._tensorboard is not None:
+      self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Flushes and closes everything."""
+    if self._progress is not None:
+      self._progress.stop()
+    self._file.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+
+_ON_TERMINAL = {
+  "train/loss",
+  "cluster/label_change",
+  "cluster/nmi_previous",
+  "speed/images_per_second",
+  *(name for name in SCALARS if name.startswith("eval/")),
+}
+
+
+def last_values(workdir: pathlib.Path) -> dict[str, float]:
+  """Returns the last value of every evaluation and cluster scalar so far."""
+  values = {}
+  for line in _whole_lines(workdir / "metrics.jsonl"):
+    for name, value in json.loads(line).items():
+      if name.startswith(("eval/", "cluster/")):
+        values[name] = value
+  return values
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+  """Returns the lines that were written to their end."""
+  text = path.read_text()
+  return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _tensorboard(folder: pathlib.Path):
+  """Returns clu's TensorBoard writer, or None where TensorFlow is missing."""
+  # Late: importing TensorFlow takes seconds.
+  try:
+    from clu import metric_writers
+  except ImportError as error:
+    print(
+      f"no TensorBoard files: {error}; pip install -r requirements.txt",
+      file=sys.stderr,
+    )
+    return None
+  return metric_writers.SummaryWriter(str(folder))
+
+
+def _progress_bar() -> rich.progress.Progress | None:
+  """Returns a progress bar on a terminal, else None."""
+  console = rich.console.Console()
+  if not console.is_terminal:
+    return None
+  return rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeRemainingColumn(),
+    rich.progress.TextColumn("{task.fields[note]}"),
+    console=console,
+  )

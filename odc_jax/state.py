@@ -1,0 +1,80 @@
+"""The train state: what it holds, how it starts, where each part lies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.memory import SampleMemory
+from odc_jax.models.functional import Functional
+
+
+class TrainState(NamedTuple):
+  """Everything that changes while training; a checkpoint is this.
+
+  Attributes:
+    step: Steps taken. The position in the data follows from it.
+    params: Weights, nested dicts.
+    batch_stats: Running statistics of BatchNorm, nested dicts.
+    opt_state: State of the optax transform.
+    method: State of the method: its memories.
+    key: Seeds augmentation and dropout; never changes, steps fold into it.
+  """
+
+  step: Int[Array, ""]
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  method: Any
+  key: Key[Array, ""]
+
+
+def init_function(
+  config: Config,
+  method: Any,
+  network: Functional,
+  optimizer: optax.GradientTransformation,
+  num_examples: int,
+):
+  """Returns `() -> TrainState`, to be run under `jit` or `eval_shape`."""
+
+  def init() -> TrainState:
+    key = jax.random.key(config.seed)
+    network_key, method_key, train_key = jax.random.split(key, 3)
+    params, batch_stats = network.init(network_key)
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=optimizer.init(params),
+      method=method.init(config, num_examples, method_key),
+      key=train_key,
+    )
+
+  return init
+
+
+def shardings(state: Any, mesh: Mesh) -> Any:
+  """Returns the sharding of every leaf: sample memories by rows, else copies.
+
+  Args:
+    state: A TrainState, of arrays or of shapes.
+    mesh: The devices.
+  """
+
+  def of(node):
+    where = (
+      mesh_lib.rows(mesh)
+      if isinstance(node, SampleMemory)
+      else mesh_lib.replicated(mesh)
+    )
+    return jax.tree.map(lambda _: where, node)
+
+  return jax.tree.map(
+    of, state, is_leaf=lambda node: isinstance(node, SampleMemory)
+  )
