@@ -5,7 +5,6 @@ import json
 import pathlib
 import signal
 import sys
-import time
 from typing import Any
 
 import jax
@@ -102,7 +101,15 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, float]:
   """
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    return _run(config, workdir, mesh, stack)
+    try:
+      return _run(config, workdir, mesh, stack)
+    except metrics.NotFiniteError as error:
+      # Saving comes after checking: no checkpoint holds what was not finite.
+      raise UserError(
+        f"{error}: stopped; the checkpoints in {workdir / 'checkpoints'} are "
+        "from before. Lower optimizer.learning_rate or lengthen "
+        "optimizer.warmup_epochs, in a new --workdir"
+      ) from error
 
 
 def _run(config, workdir, mesh, stack):
@@ -154,40 +161,15 @@ def _run(config, workdir, mesh, stack):
     )
     return extract(state.params, state.batch_stats, batches, len(source))
 
-  def evaluate(state):
-    train = extract_source(state, train_source)
+  def evaluate(state, train):
     test = extract_source(state, test_source) if test_source else None
     clusters = np.asarray(method.clusters(state.method))[:num_examples]
     scalars = {}
     for evaluator in evaluators:
       scalars.update(evaluator.evaluate(config, train, test, clusters))
-    return scalars, train
+    return scalars
 
-  # --------------------------------------------------- start or go on ------
-  state = checkpoints.restore(shapes, shardings)
-  resumed = state is not None
-  if resumed:
-    print(f"going on from step {int(state.step)} of {num_steps}", flush=True)
-  else:
-    state = jax.jit(init, out_shardings=shardings)()
-    print(
-      f"first clustering: {num_examples} images into "
-      f"{config.num_clusters} clusters",
-      flush=True,
-    )
-    method_state = method.recluster(
-      config,
-      state.method,
-      lambda: extract_source(state, train_source).embeddings,
-    )
-    state = state._replace(
-      method=jax.device_put(method_state, shardings.method)
-    )
-  start_step = int(state.step)
-  writer = metrics.MetricWriter(workdir, start_step, num_steps)
-  stack.callback(writer.close)
-
-  # ---------------------------------------------------------------- step ---
+  # ------------------------------------------------------- training step ---
   def augmentation(key, images, index):
     return augment.augment(config.augment, key, images[:, 0], index)
 
@@ -198,22 +180,51 @@ def _run(config, workdir, mesh, stack):
     out_shardings=(shardings, None, None),
   )
   learning_rate = optim.schedule(config.optimizer, steps_per_epoch)
-  batches = loader.train_batches(
-    train_source,
-    config.data,
-    batch_size=config.batch_size,
-    views=1,
-    seed=config.seed,
-    start_step=start_step,
-  )
-  stack.callback(batches.close)
+
+  def train_batches(start_step):
+    batches = loader.train_batches(
+      train_source,
+      config.data,
+      batch_size=config.batch_size,
+      views=1,
+      seed=config.seed,
+      start_step=start_step,
+    )
+    stack.callback(batches.close)
+    return (jax.device_put(batch, rows) for batch in batches)
+
+  # ----------------------------------------------------- start or go on ---
+  state = checkpoints.restore(shapes, shardings)
+  resumed = state is not None
+  train_features = None
+  if resumed:
+    print(f"going on from step {int(state.step)} of {num_steps}", flush=True)
+  else:
+    state = jax.jit(init, out_shardings=shardings)()
+    print(
+      f"first clustering: {num_examples} images into "
+      f"{config.num_clusters} clusters",
+      flush=True,
+    )
+    # Kept for the evaluation of step 0: the same network, the same images.
+    start_features = extract_source(state, train_source)
+    train_features = start_features
+    method_state = method.recluster(
+      config, state.method, lambda: start_features.embeddings
+    )
+    state = state._replace(
+      method=jax.device_put(method_state, shardings.method)
+    )
+  start_step = int(state.step)
+  writer = metrics.MetricWriter(workdir, start_step, num_steps)
+  stack.callback(writer.close)
+  batches = train_batches(start_step)
 
   # ---------------------------------------------------------------- loop ---
   stop = stack.enter_context(_stop_signals())
-  log = _Log(config, writer, checkpoints, learning_rate, steps_per_epoch)
+  log = metrics.StepLog(config, writer, learning_rate, steps_per_epoch)
   evaluate_every = config.eval.every_epochs * steps_per_epoch
   checkpoint_every = config.checkpoint_every_epochs * steps_per_epoch
-  train_features = None
   for step in range(start_step, num_steps + 1):
     last = step == num_steps
     new = not (resumed and step == start_step)  # not yet written before
@@ -228,7 +239,9 @@ def _run(config, workdir, mesh, stack):
             step, {"cluster/nmi_previous": nmi(now, before[:num_examples])}
           )
         if last or (epoch_ends and step % evaluate_every == 0):
-          scalars, train_features = evaluate(state)
+          if train_features is None or step:
+            train_features = extract_source(state, train_source)
+          scalars = evaluate(state, train_features)
           if new:
             log.write(step, scalars)
         if new and (last or stop or step % checkpoint_every == 0):
@@ -245,12 +258,12 @@ def _run(config, workdir, mesh, stack):
 
     with log.waiting():
       batch = next(batches)
-    batch = jax.device_put(batch, rows)
     state, scalars, finite = step_function(state, batch)
     log.add(step, scalars, finite)
 
   # ------------------------------------------------------------- results ---
   checkpoints.wait()
+  assert train_features is not None  # of the evaluation after the last step
   _write_clusters(
     workdir / "clusters.parquet",
     train_features,
@@ -259,93 +272,6 @@ def _run(config, workdir, mesh, stack):
   summary = metrics.last_values(workdir)
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   return summary
-
-
-class _Log:
-  """Fetches scalars every `log_every` steps, one interval late.
-
-  By then the devices have long computed them: fetching does not wait. What
-  was not finite in between is found at the same time.
-  """
-
-  def __init__(self, config, writer, checkpoints, learning_rate, per_epoch):
-    self._every = config.log_every
-    self._batch_size = config.batch_size
-    self._writer = writer
-    self._checkpoints = checkpoints
-    self._learning_rate = learning_rate
-    self._per_epoch = per_epoch
-    self._unchecked = []  # (step, finite) of the steps since the last check
-    self._pending = None  # (step, scalars) to be written at the next interval
-    self._restart_clock()
-
-  def _restart_clock(self):
-    self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
-
-  @contextlib.contextmanager
-  def waiting(self):
-    """Times what the loop waits for the loader."""
-    start = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - start
-
-  @contextlib.contextmanager
-  def between_steps(self):
-    """Flushes, and keeps what happens inside out of the speed."""
-    self.flush()
-    start = time.perf_counter()
-    yield
-    self._start += time.perf_counter() - start
-
-  def add(self, step, scalars, finite):
-    """Takes what step number `step` returned, without waiting for it."""
-    self._steps += 1
-    self._unchecked.append((step, finite))
-    if (step + 1) % self._every:
-      return
-    self._write_pending()
-    self._check(self._unchecked[: -self._every])
-    seconds = time.perf_counter() - self._start
-    speed = {
-      "speed/images_per_second": self._steps * self._batch_size / seconds,
-      "speed/step_ms": 1000 * seconds / self._steps,
-      "speed/data_wait": self._waited / seconds,
-    }
-    rate = {"train/learning_rate": self._learning_rate(step)}
-    self._pending = (step + 1, {**scalars, **rate, **speed})
-    self._restart_clock()
-
-  def flush(self):
-    """Waits for every step so far, checks them and writes what is due."""
-    self._check(self._unchecked)
-    self._write_pending()
-
-  def write(self, step, scalars):
-    """Writes scalars now."""
-    self._writer.write(step, step / self._per_epoch, scalars)
-
-  def _write_pending(self):
-    if self._pending is not None:
-      step, scalars = self._pending
-      self._pending = None
-      self.write(step, jax.device_get(scalars))
-      self._writer.advance(step)
-
-  def _check(self, steps):
-    for step, finite in jax.device_get(steps):
-      for what, is_finite in finite.items():
-        if not is_finite:
-          self._stop(step, what)
-    self._unchecked = self._unchecked[len(steps) :]
-
-  def _stop(self, step, what):
-    self._checkpoints.wait()
-    kept = self._checkpoints.steps()
-    raise UserError(
-      f"{what} is not finite in step {step}: stopped; the checkpoint of step "
-      f"{kept[-1]} is good. Lower optimizer.learning_rate or lengthen "
-      "optimizer.warmup_epochs, in a new --workdir"
-    )
 
 
 @contextlib.contextmanager
