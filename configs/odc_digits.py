@@ -13,7 +13,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.method = "odc"
   config.seed = 0
   config.num_clusters = 30
-  config.num_epochs = 30
+  config.num_epochs = 70
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
       "source": "digits",
       "split": "",
       "sampling": "permutation",
-      "image_size": 8,
-      "crop_scale": (1.0, 1.0),
-      "crop_ratio": (1.0, 1.0),
-      "eval_resize": 8,
+      "image_size": 32,
+      "crop_scale": (0.75, 1.0),
+      "crop_ratio": (0.8, 1.25),
+      "eval_resize": 32,
       "num_threads": 2,
       "num_workers": 0,
       "prefetch": 8,
@@ -34,10 +34,10 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 10.0,
-      "translate": 1,
-      "jitter_p": 1.0,
-      "brightness": 0.2,
-      "contrast": 0.2,
+      "translate": 0,
+      "jitter_p": 0.0,
+      "brightness": 0.0,
+      "contrast": 0.0,
       "saturation": 0.0,
       "hue": 0.0,
       "gray": 0.0,
@@ -48,8 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.model = ConfigDict(
     {
       "name": "resnet18",
-      "stem": "small",
-      "width": 32,
+      "stem": "imagenet",
+      "width": 16,
       "dtype": "float32",
       "neck_hidden": 128,
       "embedding_dim": 64,
@@ -60,8 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.odc = ConfigDict(
     {
-      "momentum": 0.5,
-      "assign_metric": "dot",
+      "momentum": 0.1,
+      "assign_metric": "cosine",
       "reweight_power": 0.5,
       "centroid_every": 10,
       "small_cluster_every": 1,
@@ -73,13 +73,13 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.optimizer = ConfigDict(
     {
-      "learning_rate": 0.03,
+      "learning_rate": 0.1,
       "momentum": 0.9,
       "head_momentum": 0.0,
       "weight_decay": 1e-5,
       "schedule": "step",
       "warmup_epochs": 0.0,
-      "decay_epochs": (25,),
+      "decay_epochs": (50,),
       "decay_rate": 0.4,
       "num_epochs": config.get_ref("num_epochs"),
     }
@@ -88,18 +88,19 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "evaluators": ("knn", "clustering"),
       "split": "",
-      "every_epochs": 5,
+      "every_epochs": 10,
       "batch_size": 256,
       "knn_k": 5,
       "knn_temperature": 0.0,
     }
   )
   config.log_every = 20
-  config.checkpoint_every_epochs = 5
+  config.checkpoint_every_epochs = 10
   config.keep_checkpoints = 2
   if variant == "quick":
     config.num_epochs = 5
-    config.model.width = 16
+    config.eval.every_epochs = 5
+    config.checkpoint_every_epochs = 1
   elif variant:
     raise ValueError(f"unknown variant {variant!r}; there is :quick")
   return config

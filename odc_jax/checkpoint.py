@@ -1,7 +1,10 @@
 """The only file that knows Orbax: the whole TrainState, onto any mesh."""
 
+import hashlib
+import json
 import pathlib
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -9,12 +12,15 @@ import orbax.checkpoint as ocp
 
 from odc_jax.errors import UserError
 
+# Digests of a checkpoint's files, in its folder, written once it is complete.
+_SEAL = "sha256.json"
+
 
 class Checkpoints:
   """The numbered checkpoints of a work directory.
 
-  Written in the background; a checkpoint that was cut short while being
-  written is not listed.
+  Written in the background. A checkpoint that was cut short while it was being
+  written is not listed; one whose files have changed since is not restored.
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int):
@@ -26,6 +32,7 @@ class Checkpoints:
         max_to_keep=keep, cleanup_tmp_directories=True
       ),
     )
+    self._sealing: threading.Thread | None = None
 
   def steps(self) -> list[int]:
     """Returns the steps that there is a checkpoint of, ascending."""
@@ -33,9 +40,12 @@ class Checkpoints:
 
   def save(self, state: Any, step: int) -> None:
     """Starts writing `state`; returns before it is on disk."""
+    self.wait()
     self._manager.save(
       step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
     )
+    self._sealing = threading.Thread(target=self._seal)
+    self._sealing.start()
 
   def restore(self, shapes: Any, shardings: Any) -> Any | None:
     """Returns the last state that can be read, or None if there is none.
@@ -56,37 +66,81 @@ class Checkpoints:
       shapes,
       shardings,
     )
-    failures = []
+    damaged = []
     for step in reversed(self.steps()):
-      try:
-        restored = self._manager.restore(
-          step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-      except Exception as error:  # Orbax raises a different type each time.
-        reason = str(error).splitlines()[0][:200]
-        failures.append(step)
+      problem = self._problem(step)
+      if problem is None:
+        try:
+          restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
+          )
+        except Exception as error:  # Orbax has a different one for each case.
+          problem = str(error).splitlines()[0]
+      if problem is not None:
+        damaged.append(step)
         print(
-          f"checkpoint {self.folder / str(step)} cannot be read ({reason}); "
+          f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
           "trying the one before",
           file=sys.stderr,
         )
         continue
-      for bad in failures:
+      for bad in damaged:
         # Otherwise the run could not save again when it gets there.
         self._manager.delete(bad)
       return restored["state"]
-    if failures:
+    if damaged:
       raise UserError(
         f"no checkpoint in {self.folder} can be read (tried "
-        f"{', '.join(map(str, failures))}); move the folder away to start "
-        "afresh, or put a good copy back"
+        f"{', '.join(map(str, damaged))}); put a good copy back, or choose "
+        "another --workdir to start afresh"
       )
     return None
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
+    if self._sealing is not None:
+      self._sealing.join()
+      self._sealing = None
 
   def close(self) -> None:
     """Waits, and lets go of Orbax's threads."""
+    self.wait()
     self._manager.close()
+
+  def _seal(self) -> None:
+    """Waits for Orbax, then writes the digests that are missing."""
+    self._manager.wait_until_finished()
+    for folder in self.folder.iterdir():
+      if folder.name.isdecimal() and not (folder / _SEAL).exists():
+        partial = folder / f"{_SEAL}.partial"
+        partial.write_text(json.dumps(_digests(folder)))
+        partial.rename(folder / _SEAL)
+
+  def _problem(self, step: int) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, or None.
+
+    Orbax notices a file that is cut short, but not every flipped bit.
+    """
+    folder = self.folder / str(step)
+    if not (folder / _SEAL).exists():
+      return None  # killed between the last file and the seal
+    expected = json.loads((folder / _SEAL).read_text())
+    found = _digests(folder)
+    for name, digest in expected.items():
+      if name not in found:
+        return f"{name} is missing"
+      if found[name] != digest:
+        return f"{name} has changed since it was written"
+    return None
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """Returns relative path -> SHA-256 of the files below a folder."""
+  digests = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and not path.name.startswith(_SEAL):
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      digests[path.relative_to(folder).as_posix()] = digest
+  return digests

@@ -61,20 +61,17 @@ def write(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   new = json.loads(config.to_json())
-  if path.exists():
-    differing = _differences(json.loads(path.read_text()), new)
+  if any(workdir.glob("checkpoints/[0-9]*")):
+    old = json.loads(path.read_text()) if path.exists() else {}
+    differing = _differences(old, new)
     if differing:
       raise UserError(
         f"{workdir} holds a run of another config: {'; '.join(differing)}. "
         "Choose another --workdir, or go back to that config"
       )
     return
-  if any(workdir.glob("*")):
-    raise UserError(
-      f"{workdir} is not empty and holds no run; choose another --workdir"
-    )
   workdir.mkdir(parents=True, exist_ok=True)
-  # Whole or not at all: a half-written one would lock the directory.
+  # Whole or not at all: a run killed here can be started again.
   partial = workdir / "config.json.partial"
   partial.write_text(json.dumps(new, indent=2) + "\n")
   partial.rename(path)

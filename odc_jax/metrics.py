@@ -41,13 +41,15 @@ SCALARS = {
 class MetricWriter:
   """Writes scalars to `metrics.jsonl`, TensorBoard and the terminal."""
 
-  def __init__(self, workdir: pathlib.Path, start_step: int, num_steps: int):
+  def __init__(
+    self, workdir: pathlib.Path, resumed_at: int | None, num_steps: int
+  ):
     """Opens the files.
 
     Args:
       workdir: The work directory.
-      start_step: Where the run goes on; lines of later steps, which it will
-        write again, are taken out of `metrics.jsonl`.
+      resumed_at: The step at which the run goes on, or None for a new run:
+        later lines of `metrics.jsonl`, which it will write again, are removed.
       num_steps: Where it ends, for the progress bar.
     """
     self._path = workdir / "metrics.jsonl"
@@ -55,7 +57,7 @@ class MetricWriter:
       kept = [
         line
         for line in _whole_lines(self._path)
-        if json.loads(line)["step"] <= start_step
+        if resumed_at is not None and json.loads(line)["step"] <= resumed_at
       ]
       self._path.write_text("".join(line + "\n" for line in kept))
     self._file = self._path.open("a")
@@ -65,7 +67,7 @@ class MetricWriter:
     if self._progress is not None:
       self._progress.start()
       self._task = self._progress.add_task(
-        "training", total=num_steps, completed=start_step, note=""
+        "training", total=num_steps, completed=resumed_at or 0, note=""
       )
     self._num_steps = num_steps
 

@@ -126,7 +126,6 @@ def _run(config, workdir, mesh, stack):
   )
   num_examples = len(train_source)
   config = config_lib.resolve(config, num_examples, mesh.size)
-  config_lib.write(config, workdir)
   steps_per_epoch = num_examples // config.batch_size
   num_steps = int(config.num_epochs * steps_per_epoch)
   rows = mesh_lib.rows(mesh)
@@ -141,6 +140,7 @@ def _run(config, workdir, mesh, stack):
   )
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
+  config_lib.write(config, workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
 
@@ -216,7 +216,9 @@ def _run(config, workdir, mesh, stack):
       method=jax.device_put(method_state, shardings.method)
     )
   start_step = int(state.step)
-  writer = metrics.MetricWriter(workdir, start_step, num_steps)
+  writer = metrics.MetricWriter(
+    workdir, start_step if resumed else None, num_steps
+  )
   stack.callback(writer.close)
   batches = train_batches(start_step)
 

@@ -21,7 +21,14 @@ from odc_jax import losses, memory
 from odc_jax.clustering import assign
 from odc_jax.clustering.kmeans import kmeans
 from odc_jax.config import Config
+from odc_jax.errors import UserError
 from odc_jax.memory import CentroidMemory, SampleMemory
+
+_CHOICES = {
+  "assign_metric": ("dot", "cosine", "l2"),
+  "kmeans_init": ("random", "k-means++"),
+  "memory_dtype": ("float32", "bfloat16"),
+}
 
 
 class ODCState(NamedTuple):
@@ -44,9 +51,17 @@ def init(config: Config, num_examples: int, key) -> ODCState:
   Args:
     config: Reads `num_clusters`, `model.embedding_dim`, `odc.memory_dtype`.
     num_examples: Images in the data set.
-    key: Unused: the first clustering draws from the step's key.
+    key: Unused: nothing here is random.
+
+  Raises:
+    UserError: If one of the choices in the section `odc` does not exist.
   """
   del key
+  for name, choices in _CHOICES.items():
+    if config.odc[name] not in choices:
+      raise UserError(
+        f"unknown odc.{name} {config.odc[name]!r}; choose {', '.join(choices)}"
+      )
   n, k = memory.padded_rows(num_examples), config.num_clusters
   d = config.model.embedding_dim
   return ODCState(

@@ -1,0 +1,126 @@
+"""ODC with ResNet-50 on ImageNet, with the published hyper-parameters.
+
+  python run.py --config=configs/odc_imagenet.py
+
+Paper: Zhan, Xie, Liu, Ong, Loy, Online Deep Clustering for Unsupervised
+Representation Learning, CVPR 2020. Values: OpenSelfSup
+configs/selfsup/odc/r50_v1.py.
+
+The official run takes 440 epochs at batch 512 on 8 GPUs; its model zoo gives
+53.42 % linear top-1 on the pooled features and 57.70 % on the best stage. This
+implementation has not been run at that size yet.
+
+ImageNet has to be prepared once, from its two archives, which are to be had
+from image-net.org; started without it, the program prints the steps.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = ConfigDict()
+  config.method = "odc"
+  config.seed = 0
+  config.num_clusters = 10_000
+  config.num_epochs = 440
+  config.batch_size = 512
+
+  config.data = ConfigDict(
+    {
+      "source": "tfds:imagenet2012",
+      "split": "train",
+      # Officially every image is drawn on its own: an epoch shows about 63 %
+      # of the data set.
+      "sampling": "replacement",
+      "image_size": 224,
+      "crop_scale": (0.08, 1.0),
+      "crop_ratio": (3 / 4, 4 / 3),
+      "eval_resize": 256,
+      "num_threads": 16,
+      "num_workers": 0,
+      "prefetch": 16,
+    }
+  )
+  config.augment = ConfigDict(
+    {
+      "flip": 0.5,
+      "rotation": 2.0,
+      "translate": 0,
+      "jitter_p": 1.0,
+      "brightness": 0.4,
+      "contrast": 0.4,
+      "saturation": 1.0,
+      "hue": 0.5,
+      "gray": 0.2,
+      "mean": (0.485, 0.456, 0.406),
+      "std": (0.229, 0.224, 0.225),
+    }
+  )
+  config.model = ConfigDict(
+    {
+      "name": "resnet50",
+      "stem": "imagenet",
+      "width": 64,
+      "dtype": "bfloat16",
+      "neck_hidden": 512,
+      "embedding_dim": 256,
+      "dropout": 0.5,
+      "neck_bn_momentum": 0.001,
+      # 8 GPUs with 64 images each: the neck's BatchNorm and the loss's
+      # normaliser are theirs, the backbone's BatchNorm is synchronised.
+      "group_size": 64,
+    }
+  )
+  config.odc = ConfigDict(
+    {
+      "momentum": 0.5,
+      "assign_metric": "dot",
+      "reweight_power": 0.5,
+      "centroid_every": 10,
+      "small_cluster_every": 1,
+      "min_cluster": 20,
+      "memory_dtype": "float32",
+      "kmeans_iters": 20,
+      "kmeans_init": "random",
+    }
+  )
+  config.optimizer = ConfigDict(
+    {
+      "learning_rate": 0.06,
+      "momentum": 0.9,
+      "head_momentum": 0.0,
+      "weight_decay": 1e-5,
+      "schedule": "step",
+      "warmup_epochs": 0.0,
+      "decay_epochs": (400,),
+      "decay_rate": 0.4,
+      "num_epochs": config.get_ref("num_epochs"),
+    }
+  )
+  config.eval = ConfigDict(
+    {
+      "evaluators": ("knn", "clustering"),
+      "split": "validation",
+      "every_epochs": 20,
+      "batch_size": 512,
+      "knn_k": 20,
+      "knn_temperature": 0.07,
+    }
+  )
+  config.log_every = 50
+  config.checkpoint_every_epochs = 1
+  config.keep_checkpoints = 2
+  if variant == "quick":
+    # 1 % of the images, small: minutes on a GPU.
+    config.data.split = "train[:1%]"
+    config.data.image_size = 64
+    config.data.eval_resize = 73
+    config.model.name = "resnet18"
+    config.num_clusters = 100
+    config.num_epochs = 2
+    config.batch_size = 128
+    config.eval.every_epochs = 2
+    config.log_every = 10
+  elif variant:
+    raise ValueError(f"unknown variant {variant!r}; there is :quick")
+  return config
