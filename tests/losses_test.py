@@ -52,7 +52,7 @@ def test_weighted_cross_entropy_is_the_formula(batch):
   found = losses.weighted_cross_entropy(*batch)
   np.testing.assert_allclose(found, formula(*batch), rtol=1e-5)
   # Equal weights: the mean, from which the case above differs.
-  logits, clusters, weights = batch
+  logits, clusters, _ = batch
   found = losses.weighted_cross_entropy(logits, clusters, jnp.ones(K))
   mean = np.mean(losses.cross_entropy(logits, clusters))
   np.testing.assert_allclose(found, mean, rtol=1e-5)
