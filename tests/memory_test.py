@@ -343,6 +343,30 @@ def test_the_largest_at_that_moment_is_halved(mesh):
   np.testing.assert_array_equal(moved.centroids[3], centroids.centroids[3])
 
 
+def test_a_halved_cluster_makes_way_for_the_next_largest(mesh):
+  """Cluster 0 of ten is halved, after which cluster 3 of seven is larger."""
+  right, top = np.zeros((10, D)), np.zeros((7, D))
+  right[:, 0] = [10, 10, 10, 10, 10, 30, 30, 30, 30, 10]
+  top[:, 1] = [10, 10, 10, 30, 30, 30, 30]
+  clusters = [0] * 9 + [2] + [3] * 7
+  samples = make_samples(mesh, np.concatenate([right, top]), clusters, K, ROWS)
+  means = [[20.0, 0.0], [1.0, 0.0], [30.0, 0.0], [0.0, 20.0]]
+  after, moved, dissolved = deal(
+    samples,
+    make_centroids(samples, means),
+    MIN,
+    jax.random.key(0),
+    metric="dot",
+  )
+  assert dissolved == 2
+  expected = [0] * 5 + [1] * 4 + [0] + [2] * 3 + [3] * 4
+  np.testing.assert_array_equal(after.assignments[:17], expected)
+  np.testing.assert_allclose(
+    moved.centroids, [[10, 0], [30, 0], [0, 10], [0, 30]], rtol=1e-6
+  )
+  check_sums(after, moved)
+
+
 def test_identical_rows_are_halved(mesh):
   features = np.concatenate([np.full((7, D), 0.6), np.eye(6)[:, :D]])
   clusters = [1] * 7 + [0] * 3 + [2] * 3
