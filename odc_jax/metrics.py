@@ -96,7 +96,7 @@ class MetricWriter:
       self._tensorboard.write_scalars(step, values)
     self._show(step, epoch, values)
 
-  def _show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+  def _show(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
     shown = [
       f"{name.split('/')[1]} {value:.4g}"
       for name, value in values.items()
@@ -263,7 +263,7 @@ _ON_TERMINAL = {
 }
 
 
-def last_values(workdir: pathlib.Path) -> dict[str, float]:
+def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
   """Returns the last value of every evaluation and cluster scalar so far."""
   values = {}
   for line in _whole_lines(workdir / "metrics.jsonl"):

@@ -86,7 +86,7 @@ def make_step(
   return step
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, float]:
+def run(config: Config, workdir: pathlib.Path) -> dict[str, int | float]:
   """Trains, or goes on where the work directory stopped, and evaluates.
 
   Args:

@@ -127,7 +127,11 @@ def _classify_chunk(
   top, classes = mesh_lib.per_shard(
     local, in_specs=(ROWS, ROWS, REPLICATED), out_specs=(REPLICATED, REPLICATED)
   )(index, labels, mesh_lib.replicate(queries[wanted]))
-  weights = jnp.exp(top / temperature) if temperature else jnp.ones_like(top)
+  if temperature:
+    # Only ratios count: relative to the nearest none overflows.
+    weights = jnp.exp((top - top[:, :1]) / temperature)
+  else:
+    weights = jnp.ones_like(top)
   votes = jnp.sum(
     jax.nn.one_hot(classes, num_classes) * weights[..., None], axis=1
   )
