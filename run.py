@@ -1,6 +1,7 @@
 """Trains and evaluates: python run.py --config=configs/odc_digits.py"""
 
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -43,25 +44,37 @@ def _run_name(config_file: str) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; what is wrong with them becomes a UserError."""
+  """Parses flags; what is wrong with them becomes one clear line.
+
+  Raises:
+    UserError: Unknown flag or key, wrong type, config that cannot be loaded.
+  """
   try:
     rest = flags.FLAGS(argv)
+    if CONFIG.value is None:
+      raise UserError("no config given; try --config=configs/odc_digits.py")
+    # A file that is not there is noticed on the first access only.
+    _ = CONFIG.value.method
   except flags.Error as error:
-    raise UserError(str(error).replace("\n", "; ")) from error
+    # ml_collections puts a traceback into the message; its last line says it.
+    last = str(error).strip().splitlines()[-1].strip("; ")
+    raise UserError(last) from error
   except (AttributeError, KeyError) as error:
-    # ml_collections names the key it misses, but not the flag it came from.
-    key = str(error).strip("\"'").split("'")[0]
-    flag = next(
-      (a for a in argv[1:] if f".{key}=" in a or a.endswith(f".{key}")), key
-    )
+    # It names the key that it misses, but not the flag that it came from.
+    key = re.search(r"\w+", str(error).replace("\\n", " "))
+    key = key.group() if key else "?"
+    flag = next((arg for arg in argv if f".{key}=" in f"{arg}="), key)
+    similar = re.search(r'Did you mean \\*"(\w+)', str(error))
     raise UserError(
-      f"the config has no key {flag.partition('=')[0].lstrip('-')!r}; "
-      "config.json of a run lists all keys"
+      f"the config has no key {flag.partition('=')[0].lstrip('-')}"
+      + (f"; did you mean {similar.group(1)}?" if similar else "")
+      + " (the file given as --config shows all keys)"
     ) from error
-  except (OSError, ImportError) as error:
-    raise UserError(f"cannot read the config: {error}") from error
-  if CONFIG.value is None:
-    raise UserError("no config given; try --config=configs/odc_digits.py")
+  except OSError as error:
+    last = str(error).strip().splitlines()[-1].strip()
+    raise UserError(f"cannot read the config: {last}") from error
+  except ValueError as error:
+    raise UserError(f"cannot load the config: {error}") from error
   return rest
 
 

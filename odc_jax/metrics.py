@@ -59,7 +59,10 @@ class MetricWriter:
         for line in _whole_lines(self._path)
         if resumed_at is not None and json.loads(line)["step"] <= resumed_at
       ]
-      self._path.write_text("".join(line + "\n" for line in kept))
+      # Whole or not at all: the history survives a kill at this moment.
+      partial = self._path.with_suffix(".jsonl.partial")
+      partial.write_text("".join(line + "\n" for line in kept))
+      partial.rename(self._path)
     self._file = self._path.open("a")
     self._tensorboard = _tensorboard(workdir / "tensorboard")
     self._start = time.time()
@@ -208,8 +211,8 @@ class StepLog:
     self._unchecked.append((step, finite))
     if (step + 1) % self._every:
       return
-    self._write_pending()
     self._check(self._unchecked[: -self._every])
+    self._write_pending()
     scalars = {**scalars, "train/learning_rate": self._learning_rate(step)}
     seconds = time.perf_counter() - self._start
     # Steps that were only handed over have taken no time yet.
@@ -250,7 +253,8 @@ class StepLog:
     for step, finite in jax.device_get(steps):
       for what, is_finite in finite.items():
         if not is_finite:
-          raise NotFiniteError(what, step)
+          # Counted as in the log: the state after this many steps.
+          raise NotFiniteError(what, step + 1)
     self._unchecked = self._unchecked[len(steps) :]
 
 

@@ -126,6 +126,10 @@ def _run(config, workdir, mesh, stack):
   )
   num_examples = len(train_source)
   config = config_lib.resolve(config, num_examples, mesh.size)
+  # Asked for once here, so that a mistake shows before anything is computed.
+  loader.batch_indices(
+    num_examples, config.batch_size, 0, config.seed, config.data.sampling
+  )
   steps_per_epoch = num_examples // config.batch_size
   num_steps = int(config.num_epochs * steps_per_epoch)
   rows = mesh_lib.rows(mesh)

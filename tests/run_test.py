@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
@@ -85,6 +86,8 @@ def last_state(workdir):
       for key, child in enumerate(node):
         walk(f"{name}/{key}", child)
     elif node is not None:
+      if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
+        node = jax.random.key_data(node)
       flat[name] = np.asarray(node)
 
   walk("", tree)

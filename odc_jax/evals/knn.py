@@ -84,26 +84,29 @@ def classify(
   k = min(k, int((padded >= 0).sum()))
   num_classes = int(padded.max()) + 1
 
-  index_unit = jax.jit(normalize)(index)
-  query_unit = jax.jit(normalize)(queries)
-  predict = jax.jit(
-    functools.partial(
-      _classify_chunk,
-      k=k,
-      temperature=temperature,
-      num_classes=num_classes,
-    )
-  )
+  index_unit, query_unit = _normalize(index), _normalize(queries)
   predicted = []
   for start in range(0, len(wanted), CHUNK):
     chunk = wanted[start : start + CHUNK]
     # The last chunk repeats a row: one shape, one compilation.
     filled = np.pad(chunk, (0, CHUNK - len(chunk)), mode="edge")
-    out = predict(index_unit, padded, query_unit, filled.astype(np.int32))
+    out = _classify_chunk(
+      index_unit,
+      padded,
+      query_unit,
+      filled.astype(np.int32),
+      k=k,
+      temperature=temperature,
+      num_classes=num_classes,
+    )
     predicted.append(np.asarray(out)[: len(chunk)])
   return np.concatenate(predicted).astype(np.int64)
 
 
+_normalize = jax.jit(normalize)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "temperature", "num_classes"))
 def _classify_chunk(
   index: Float[Array, "rows c"],
   labels: Int[Array, "rows"],

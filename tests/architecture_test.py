@@ -1,0 +1,176 @@
+"""The rules of the house, checked on the source itself."""
+
+import ast
+import importlib.util
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "odc_jax"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def imports_of(path):
+  """Returns the dotted names that a file imports, wherever it does."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names.add(node.module)
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def room_of(path):
+  """odc_jax/evals/knn.py -> evals; odc_jax/train.py -> train."""
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rooms_imported(path):
+  return {
+    name.split(".")[1]
+    for name in imports_of(path)
+    if name.startswith("odc_jax.")
+  }
+
+
+# clustering, losses <- memory <- methods <- train -> everything else.
+ALLOWED = {
+  "__init__": {"errors", "UserError"},
+  "errors": set(),
+  "mesh": set(),
+  "config": {"errors"},
+  "losses": set(),
+  "clustering": {"clustering", "mesh"},
+  "memory": {"clustering", "mesh"},
+  "methods": {
+    "methods",
+    "memory",
+    "losses",
+    "clustering",
+    "config",
+    "errors",
+    "mesh",
+  },
+  "models": {"models", "errors"},
+  "data": {"data", "errors"},
+  "optim": {"config", "errors"},
+  "state": {"config", "memory", "mesh", "models"},
+  "checkpoint": {"errors"},
+  "metrics": {"config"},
+  "evals": {"evals", "memory", "mesh"},
+  "train": None,  # the loop may know everything
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_imports_point_one_way(path):
+  allowed = ALLOWED[room_of(path)]
+  if allowed is not None:
+    assert rooms_imported(path) <= allowed
+
+
+@pytest.mark.parametrize(
+  ("library", "owner"),
+  [
+    ("orbax", "checkpoint.py"),
+    ("flax", "models"),
+    ("grain", "data"),
+    ("PIL", "data"),
+    ("tensorflow_datasets", "data"),
+    ("clu", "metrics.py"),
+    ("rich", "metrics.py"),
+  ],
+)
+def test_a_library_is_known_to_one_room(library, owner):
+  for path in SOURCES:
+    if any(name.split(".")[0] == library for name in imports_of(path)):
+      assert path.relative_to(PACKAGE).parts[0] == owner
+
+
+def test_only_the_mesh_names_its_axis():
+  for path in SOURCES:
+    text = path.read_text()
+    if path.name != "mesh.py" and "PartitionSpec" in text:
+      raise AssertionError(f"{path} makes its own PartitionSpec")
+
+
+def test_the_loop_knows_no_method_by_name():
+  assert "odc." not in (PACKAGE / "train.py").read_text().replace(
+    "odc_jax.", ""
+  )
+
+
+def load(path, *args) -> ConfigDict:
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*args)
+
+
+def keys_of(config, prefix=()):
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from keys_of(value, (*prefix, key))
+    else:
+      yield (*prefix, key)
+
+
+def attributes_read():
+  """Returns every name that stands behind a dot in the package."""
+  names = set()
+  for path in SOURCES:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute):
+        names.add(node.attr)
+  return names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_key_of_a_config_is_read(path):
+  read = attributes_read()
+  unread = [".".join(key) for key in keys_of(load(path)) if key[-1] not in read]
+  assert not unread
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_hold_the_same_keys(path):
+  """A script that overrides a key can do so for every experiment."""
+  assert set(keys_of(load(path))) == set(keys_of(load(CONFIGS[0])))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_quick_is_the_same_experiment_made_smaller(path):
+  whole, quick = load(path), load(path, "quick")
+  assert set(keys_of(whole)) == set(keys_of(quick))
+  assert quick.num_epochs < whole.num_epochs
+  assert quick.optimizer.num_epochs == quick.num_epochs
+  with pytest.raises(ValueError, match="quick"):
+    load(path, "slow")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_docstring_of_a_config_starts_with_its_command(path):
+  text = ast.get_docstring(ast.parse(path.read_text()))
+  assert f"python run.py --config=configs/{path.name}" in text
+
+
+def test_imagenet_has_the_published_hyper_parameters():
+  """OpenSelfSup configs/selfsup/odc/r50_v1.py."""
+  config = load(ROOT / "configs" / "odc_imagenet.py")
+  assert config.num_clusters == 10_000
+  assert config.batch_size == 8 * config.model.group_size == 512
+  assert config.num_epochs == 440
+  assert (config.odc.momentum, config.odc.min_cluster) == (0.5, 20)
+  assert (config.odc.centroid_every, config.odc.small_cluster_every) == (10, 1)
+  assert config.odc.assign_metric == "dot"
+  assert config.optimizer.learning_rate == 0.06
+  assert config.optimizer.decay_epochs == (400,)
+  assert config.optimizer.decay_rate == 0.4
+  assert config.optimizer.weight_decay == 1e-5
+  assert config.optimizer.head_momentum == 0
+  assert config.data.sampling == "replacement"
