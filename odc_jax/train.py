@@ -241,9 +241,14 @@ def _run(config, workdir, mesh, stack):
         if epoch_ends and step:
           now = np.asarray(method.clusters(state.method))[:num_examples]
           before = np.asarray(method.previous_clusters(state.method))
-          log.write(
-            step, {"cluster/nmi_previous": nmi(now, before[:num_examples])}
-          )
+          sizes = np.bincount(now, minlength=config.num_clusters)
+          scalars = {
+            "cluster/nmi_previous": nmi(now, before[:num_examples]),
+            "cluster/empty": np.sum(sizes == 0),
+            "cluster/min_size": np.min(sizes),
+            "cluster/max_size": np.max(sizes),
+          }
+          log.write(step, scalars)
         if last or (epoch_ends and step % evaluate_every == 0):
           if train_features is None or step:
             train_features = extract_source(state, train_source)

@@ -37,9 +37,7 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
   everything = mesh_lib.make_mesh
   results = {}
   for devices in (1, 2, 8):
-    monkeypatch.setattr(
-      mesh_lib, "make_mesh", lambda n=devices: everything(n)
-    )
+    monkeypatch.setattr(mesh_lib, "make_mesh", lambda n=devices: everything(n))
     workdir = tmp_path / str(devices)
     # A rate at which rounding does not grow into another trajectory.
     config = digits(
@@ -83,9 +81,7 @@ def compiled_step(num_examples, num_devices):
     lambda rngs: build(config.model, config.num_clusters, rngs)
   )
   optimizer = optim.make(config.optimizer, num_examples // 64)
-  init = state_lib.init_function(
-    config, odc, network, optimizer, num_examples
-  )
+  init = state_lib.init_function(config, odc, network, optimizer, num_examples)
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
   rows = mesh_lib.rows(mesh)
