@@ -99,6 +99,7 @@ def test_training_follows_the_official_code(
         "small_cluster_every": 1,
         "min_cluster": min_cluster,
         "memory_dtype": "float32",
+        "kmeans_init": "random",
       },
       "optimizer": {
         "learning_rate": lr,

@@ -63,11 +63,12 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
     for line, other in zip(lines, other_lines, strict=True):
       for name, value in line.items():
         if name.startswith("train/"):
+          # Rounding decides which of two nearly equal centroids an image
+          # starts with; one such image moves the loss of its batch by 1e-3.
           np.testing.assert_allclose(
-            other[name], value, rtol=1e-4, atol=1e-4, err_msg=name
+            other[name], value, rtol=2e-3, atol=1e-4, err_msg=name
           )
         elif name in ("eval/knn_top1", "cluster/label_change"):
-          # Rounding decides a near-tie now and then.
           np.testing.assert_allclose(other[name], value, atol=0.03)
     assert np.mean(clusters == other_clusters) > 0.97
 
@@ -116,15 +117,15 @@ def test_a_step_moves_nothing_that_grows_with_the_data(large):
   small = hlo.collectives(compiled_step(8 * 1024, 8).as_text())
   found = hlo.collectives(large[1].as_text())
   assert sorted(small) == sorted(found)
-  # The largest is of the size of a layer or of the centroids.
-  assert max(size for _, _, size in found) < 2**20
+  # The largest is the all-reduce of all gradients together, 1.4 MB.
+  assert max(size for _, _, size in found) < 2 * 2**20
 
 
 def test_a_step_updates_the_memory_in_place(large):
   num_examples, compiled = large
   memory = compiled.memory_analysis()
   # Per device: float32 features, two int32 labels.
-  rows = num_examples // 8 * (64 + 2) * 4
+  rows = num_examples // 8 * (256 + 2) * 4
   assert memory.alias_size_in_bytes > rows
   # The rare branches look at all labels, never at all features at once.
-  assert memory.temp_size_in_bytes < rows / 2
+  assert memory.temp_size_in_bytes < rows / 4
