@@ -172,7 +172,7 @@ def after_step(config: Config, state: ODCState, outputs, batch, step):
     step: The number of this step, from 0.
 
   Returns:
-    The memories and the `cluster/...` scalars of DESIGN section 6.
+    The memories and the `cluster/...` scalars of `metrics.SCALARS`.
   """
   odc = config.odc
   samples, centroids = state

@@ -16,7 +16,7 @@ class NonLinearNeck(nnx.Module):
   The last ReLU makes the embeddings non-negative, and with them every row of
   ODC's sample memory.
 
-  Source: ODC, section 4.1; openselfsup `models/necks.py: NonLinearNeckV0`.
+  Source: OpenSelfSup `models/necks.py: NonLinearNeckV0`.
   """
 
   def __init__(
