@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -285,8 +286,11 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
 
 def _tensorboard(folder: pathlib.Path):
   """Returns clu's TensorBoard writer, or None where TensorFlow is missing."""
+  # TensorFlow greets with a warning about a library that scalars do not need.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   # Late: importing TensorFlow takes seconds.
   try:
+    import tensorflow as tf
     from clu import metric_writers
   except ImportError as error:
     print(
@@ -294,6 +298,8 @@ def _tensorboard(folder: pathlib.Path):
       file=sys.stderr,
     )
     return None
+  # Otherwise writing the first scalar takes all of the GPUs' memory.
+  tf.config.set_visible_devices([], "GPU")
   return metric_writers.SummaryWriter(str(folder))
 
 
