@@ -36,7 +36,8 @@ def pytest_generate_tests(metafunc):
   for fixture in metafunc.fixturenames:
     if fixture.startswith("golden_"):
       files = sorted(folder.glob(fixture.removeprefix("golden_") + "*.npz"))
-      if not files:
+      # Another DIR may hold some recordings only; then the others are skipped.
+      if not files and folder == GOLDEN:
         raise pytest.UsageError(
           f"no {fixture.removeprefix('golden_')}*.npz in {folder}"
         )
