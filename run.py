@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
 
   config_name = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = WORKDIR.value or f"runs/{_run_name(config_name)}"
-  summary = train.run(CONFIG.value, pathlib.Path(workdir))
+  modes = {"train": train.run}
+  summary = modes[MODE.value](CONFIG.value, pathlib.Path(workdir))
   for name, value in summary.items():
     print(f"{name:28} {value:.4f}")
   print(f"written to {workdir}")

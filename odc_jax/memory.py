@@ -306,7 +306,7 @@ def _deal_local(features, assignments, centroids, small, *, key, metric):
       (part_sums, jnp.stack([num_ids - num_leaving, num_leaving])), AXIS
     )
     pair = jnp.stack([source, target])
-    # A cluster of one cannot be halved: its centroid stays.
+    # Of a cluster of one nothing leaves: the emptied one keeps its centroid.
     part_means = jnp.where(
       part_counts[:, None] > 0,
       part_sums / jnp.maximum(part_counts, 1)[:, None].astype(jnp.float32),

@@ -130,7 +130,7 @@ def _run(config, workdir, mesh, stack):
   loader.batch_indices(
     num_examples, config.batch_size, 0, config.seed, config.data.sampling
   )
-  steps_per_epoch = num_examples // config.batch_size
+  steps_per_epoch = loader.steps_per_epoch(num_examples, config.batch_size)
   num_steps = int(config.num_epochs * steps_per_epoch)
   rows = mesh_lib.rows(mesh)
 
@@ -165,9 +165,12 @@ def _run(config, workdir, mesh, stack):
     )
     return extract(state.params, state.batch_stats, batches, len(source))
 
+  def without_padding(assignments):
+    return np.asarray(assignments)[:num_examples]
+
   def evaluate(state, train):
     test = extract_source(state, test_source) if test_source else None
-    clusters = np.asarray(method.clusters(state.method))[:num_examples]
+    clusters = without_padding(method.clusters(state.method))
     scalars = {}
     for evaluator in evaluators:
       scalars.update(evaluator.evaluate(config, train, test, clusters))
@@ -239,11 +242,11 @@ def _run(config, workdir, mesh, stack):
     if epoch_ends or last or stop:
       with log.between_steps():
         if epoch_ends and step:
-          now = np.asarray(method.clusters(state.method))[:num_examples]
-          before = np.asarray(method.previous_clusters(state.method))
+          now = without_padding(method.clusters(state.method))
+          before = without_padding(method.previous_clusters(state.method))
           sizes = np.bincount(now, minlength=config.num_clusters)
           scalars = {
-            "cluster/nmi_previous": nmi(now, before[:num_examples]),
+            "cluster/nmi_previous": nmi(now, before),
             "cluster/empty": np.sum(sizes == 0),
             "cluster/min_size": np.min(sizes),
             "cluster/max_size": np.max(sizes),
@@ -278,7 +281,7 @@ def _run(config, workdir, mesh, stack):
   _write_clusters(
     workdir / "clusters.parquet",
     train_features,
-    np.asarray(method.clusters(state.method))[:num_examples],
+    without_padding(method.clusters(state.method)),
   )
   summary = metrics.last_values(workdir)
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -29,12 +29,11 @@ def evaluate(config, train: Features, test: Features | None, clusters):
     clusters: Unused.
   """
   del clusters
-  index_labels, queries, truth = train.labels, train, train.labels
+  index_labels = train.labels
+  queries = train if test is None else test
+  truth = queries.labels
   wanted = np.flatnonzero(truth >= 0)
-  if test is not None:
-    queries, truth = test, test.labels
-    wanted = np.flatnonzero(truth >= 0)
-  else:
+  if test is None:
     is_even = np.arange(len(index_labels)) % 2 == 0
     wanted = wanted[wanted % 2 == 1]
     index_labels = np.where(is_even, index_labels, -1)

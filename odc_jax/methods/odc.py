@@ -39,10 +39,9 @@ class ODCState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """Clusters of the batch before this step, and the weight of every cluster."""
+  """What the classifier is to say: clusters of the batch before this step."""
 
   clusters: Int[Array, "b"]
-  class_weights: Float[Array, "k"]
 
 
 def init(config: Config, num_examples: int, key) -> ODCState:
@@ -130,10 +129,10 @@ def previous_clusters(state: ODCState) -> Int[Array, "n"]:
 
 
 def targets(state: ODCState, outputs, batch) -> Targets:
-  """Returns what the classifier is to say: the clusters before this step."""
+  """Returns the clusters that the memory holds for the batch."""
   del outputs
   _, clusters = memory.gather(state.samples, batch["index"])
-  return Targets(clusters, state.centroids.counts)
+  return Targets(clusters)
 
 
 def class_weights(counts: Int[Array, "k"], power: float) -> Float[Array, "k"]:
