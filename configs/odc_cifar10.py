@@ -35,6 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_threads": 4,
       "num_workers": 0,
       "prefetch": 16,
+      "on_error": "replace",
+      "max_bad_fraction": 0.01,
     }
   )
   config.augment = ConfigDict(

@@ -30,6 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_threads": 2,
       "num_workers": 0,
       "prefetch": 8,
+      "on_error": "replace",
+      "max_bad_fraction": 0.01,
     }
   )
   config.augment = ConfigDict(

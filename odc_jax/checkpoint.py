@@ -16,6 +16,11 @@ from odc_jax.errors import UserError
 _SEAL = "sha256.json"
 
 
+def any_in(workdir: pathlib.Path) -> bool:
+  """Returns whether a work directory holds a run that can go on."""
+  return any(workdir.glob("checkpoints/[0-9]*"))
+
+
 class Checkpoints:
   """The numbered checkpoints of a work directory.
 

@@ -12,6 +12,16 @@ from odc_jax.errors import UserError
 # anything, so that it would object to every use of one.
 Config: TypeAlias = Any
 
+# What may change when a run goes on: it says how the work is done, and has no
+# part in what comes out.
+_MAY_CHANGE = (
+  ("data", "num_threads"),
+  ("data", "num_workers"),
+  ("data", "prefetch"),
+  ("data", "max_bad_fraction"),
+  ("keep_checkpoints",),
+)
+
 
 def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
   """Returns a copy that also holds `num_examples`.
@@ -53,23 +63,32 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
   return config
 
 
-def write(config: Config, workdir: pathlib.Path) -> None:
+def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   """Writes `config.json`.
 
+  Args:
+    config: A resolved experiment.
+    workdir: The work directory; made if it is not there.
+    resuming: Whether it holds a run that is to go on.
+
   Raises:
-    UserError: If the work directory holds a run of another config.
+    UserError: If that run had another config.
   """
   path = workdir / "config.json"
   new = json.loads(config.to_json())
-  if any(workdir.glob("checkpoints/[0-9]*")):
+  if resuming:
     old = json.loads(path.read_text()) if path.exists() else {}
+    for *sections, key in _MAY_CHANGE:
+      section, was = new, old
+      for name in sections:
+        section, was = section[name], was.setdefault(name, {})
+      was[key] = section[key]
     differing = _differences(old, new)
     if differing:
       raise UserError(
         f"{workdir} holds a run of another config: {'; '.join(differing)}. "
         "Choose another --workdir, or go back to that config"
       )
-    return
   workdir.mkdir(parents=True, exist_ok=True)
   # Whole or not at all: a run killed here can be started again.
   partial = workdir / "config.json.partial"

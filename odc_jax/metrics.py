@@ -1,19 +1,15 @@
 """Names of every logged scalar, and where they are written."""
 
-import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import rich.console
 import rich.progress
-
-from odc_jax.config import Config
 
 # Every scalar that a run can log. Names are a contract: scripts read them.
 # "labels" in a name means ground truth; the pseudo-labels are "clusters".
@@ -21,6 +17,7 @@ SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
   "train/learning_rate": "of the backbone",
+  "train/bad_images": "training images met so far that cannot be read",
   "cluster/label_change": "batch images whose cluster changed",
   "cluster/nmi_previous": "NMI (arithmetic) of the clusters with those of "
   "an epoch ago",
@@ -35,7 +32,8 @@ SCALARS = {
   "eval/purity_labels": "images that have their cluster's majority label",
   "speed/images_per_second": "since the last log line",
   "speed/step_ms": "milliseconds per step, since the last log line",
-  "speed/data_wait": "fraction of the time spent waiting for the loader",
+  "speed/data_wait": "fraction of the time in which the devices had nothing to "
+  "do because the next batch was not there",
 }
 
 
@@ -136,127 +134,6 @@ class MetricWriter:
     self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
-
-
-class NotFiniteError(Exception):
-  """A step gave NaN or infinity."""
-
-  def __init__(self, what: str, step: int):
-    """Keeps the quantity that was not finite, and the number of the step."""
-    super().__init__(f"{what} is not finite in step {step}")
-
-
-class StepLog:
-  """Fetches scalars every `log_every` steps, one interval late.
-
-  By then the devices have long computed them: fetching does not wait. What
-  was not finite in between is found at the same time.
-  """
-
-  def __init__(
-    self,
-    config: Config,
-    writer: MetricWriter,
-    learning_rate: Callable[[int], Any],
-    steps_per_epoch: int,
-  ):
-    """Starts the clock.
-
-    Args:
-      config: Reads `log_every` and `batch_size`.
-      writer: Where scalars go.
-      learning_rate: From the step.
-      steps_per_epoch: Steps per epoch.
-    """
-    self._every = config.log_every
-    self._batch_size = config.batch_size
-    self._writer = writer
-    self._learning_rate = learning_rate
-    self._per_epoch = steps_per_epoch
-    # (step, finite) of the steps since the last check.
-    self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
-    # (step, scalars) to be written at the next interval.
-    self._pending: tuple[int, dict[str, Any]] | None = None
-    # Steps handed over, and steps known to be computed.
-    self._added = self._done = self._pending_count = 0
-    self._restart_clock()
-
-  def _restart_clock(self):
-    self._start, self._waited = time.perf_counter(), 0.0
-    self._done_at_start = self._done
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Times what the loop waits for the loader."""
-    start = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - start
-
-  @contextlib.contextmanager
-  def between_steps(self) -> Iterator[None]:
-    """Flushes, and keeps what happens inside out of the speed."""
-    self.flush()
-    start = time.perf_counter()
-    yield
-    self._start += time.perf_counter() - start
-
-  def add(
-    self, step: int, scalars: Mapping[str, Any], finite: Mapping[str, Any]
-  ) -> None:
-    """Takes what step number `step` returned, without waiting for it.
-
-    Raises:
-      NotFiniteError: If a step of an earlier interval was not finite.
-    """
-    self._added += 1
-    self._unchecked.append((step, finite))
-    if (step + 1) % self._every:
-      return
-    self._check(self._unchecked[: -self._every])
-    self._write_pending()
-    scalars = {**scalars, "train/learning_rate": self._learning_rate(step)}
-    seconds = time.perf_counter() - self._start
-    # Steps that were only handed over have taken no time yet.
-    steps = self._done - self._done_at_start
-    if steps:
-      scalars |= {
-        "speed/images_per_second": steps * self._batch_size / seconds,
-        "speed/step_ms": 1000 * seconds / steps,
-        "speed/data_wait": self._waited / seconds,
-      }
-      self._restart_clock()
-    self._pending = (step + 1, scalars)
-    self._pending_count = self._added
-
-  def flush(self) -> None:
-    """Waits for every step so far, checks them and writes what is due.
-
-    Raises:
-      NotFiniteError: If one was not finite.
-    """
-    self._check(self._unchecked)
-    self._done = self._added
-    self._write_pending()
-
-  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Writes scalars now."""
-    self._writer.write(step, step / self._per_epoch, scalars)
-
-  def _write_pending(self):
-    if self._pending is not None:
-      step, scalars = self._pending
-      self._pending = None
-      self.write(step, jax.device_get(scalars))
-      self._done = max(self._done, self._pending_count)
-      self._writer.advance(step)
-
-  def _check(self, steps):
-    for step, finite in jax.device_get(steps):
-      for what, is_finite in finite.items():
-        if not is_finite:
-          # Counted as in the log: the state after this many steps.
-          raise NotFiniteError(what, step + 1)
-    self._unchecked = self._unchecked[len(steps) :]
 
 
 _ON_TERMINAL = {

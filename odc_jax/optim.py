@@ -20,13 +20,11 @@ def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
   """
   peak, warmup = config.learning_rate, config.warmup_epochs * steps_per_epoch
   if config.schedule == "step":
-    after = optax.piecewise_constant_schedule(
-      peak,
-      {
-        int(epoch * steps_per_epoch) - int(warmup): config.decay_rate
-        for epoch in config.decay_epochs
-      },
-    )
+    scales: dict[int, float] = {}
+    for epoch in config.decay_epochs:
+      step = max(0, int(epoch * steps_per_epoch) - int(warmup))
+      scales[step] = scales.get(step, 1.0) * config.decay_rate
+    after = optax.piecewise_constant_schedule(peak, scales)
   elif config.schedule == "cosine":
     after = optax.cosine_decay_schedule(
       peak, max(1, int(config.num_epochs * steps_per_epoch - warmup))

@@ -14,12 +14,14 @@ import optax
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from odc_jax import checkpoint, metrics, optim
+from odc_jax import checkpoint, metrics, optim, sizes
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
 from odc_jax.data import augment, loader, sources
+from odc_jax.data.bad_images import BadImages
+from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS, features
 from odc_jax.evals.clustering import nmi
@@ -27,6 +29,7 @@ from odc_jax.methods import METHODS
 from odc_jax.models.functional import Functional, functional
 from odc_jax.models.network import build
 from odc_jax.state import TrainState
+from odc_jax.step_log import NotFiniteError, StepLog
 
 
 def make_step(
@@ -103,7 +106,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, int | float]:
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     try:
       return _run(config, workdir, mesh, stack)
-    except metrics.NotFiniteError as error:
+    except NotFiniteError as error:
       # Saving comes after checking: no checkpoint holds what was not finite.
       raise UserError(
         f"{error}: stopped; the checkpoints in {workdir / 'checkpoints'} are "
@@ -125,7 +128,10 @@ def _run(config, workdir, mesh, stack):
     else None
   )
   num_examples = len(train_source)
+  config, reasons = sizes.fill(config, num_examples, mesh.size)
   config = config_lib.resolve(config, num_examples, mesh.size)
+  for line in reasons:
+    print(line)
   # Asked for once here, so that a mistake shows before anything is computed.
   loader.batch_indices(
     num_examples, config.batch_size, 0, config.seed, config.data.sampling
@@ -144,9 +150,17 @@ def _run(config, workdir, mesh, stack):
   )
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
-  config_lib.write(config, workdir)
+  resuming = checkpoint.any_in(workdir)
+  config_lib.write(config, workdir, resuming)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
+
+  # ---------------------------------------------------------- bad images ---
+  bad_path = workdir / "bad_images.txt"
+  if not resuming:
+    bad_path.unlink(missing_ok=True)
+  bad_train = BadImages(bad_path, "train", num_examples, config.data)
+  bad_test = BadImages(bad_path, "eval", len(test_source or ()), config.data)
 
   # ---------------------------------------------------------- evaluation ---
   def forward(params, batch_stats, images):
@@ -155,7 +169,7 @@ def _run(config, workdir, mesh, stack):
 
   extract = features.extractor(forward, mesh)
 
-  def extract_source(state, source):
+  def extract_source(state, source, bad):
     batches = loader.eval_batches(
       source,
       batch_size=_divisible(config.eval.batch_size, mesh.size),
@@ -163,13 +177,23 @@ def _run(config, workdir, mesh, stack):
       crop=config.data.image_size,
       num_threads=config.data.num_threads,
     )
-    return extract(state.params, state.batch_stats, batches, len(source))
+
+    def readable():
+      for batch in batches:
+        bad.add(batch.pop("bad"))
+        yield batch
+
+    with contextlib.closing(batches):
+      return extract(state.params, state.batch_stats, readable(), len(source))
+
+  def extract_train(state):
+    return extract_source(state, train_source, bad_train)
 
   def without_padding(assignments):
     return np.asarray(assignments)[:num_examples]
 
   def evaluate(state, train):
-    test = extract_source(state, test_source) if test_source else None
+    test = test_source and extract_source(state, test_source, bad_test)
     clusters = without_padding(method.clusters(state.method))
     scalars = {}
     for evaluator in evaluators:
@@ -189,16 +213,21 @@ def _run(config, workdir, mesh, stack):
   learning_rate = optim.schedule(config.optimizer, steps_per_epoch)
 
   def train_batches(start_step):
+    """Yields batches, and the CPU time that reading each of them took."""
+    data = config.data
     batches = loader.train_batches(
       train_source,
-      config.data,
+      data,
       batch_size=config.batch_size,
-      views=1,
+      crops=[Crop(data.image_size, data.crop_scale, data.crop_ratio)],
       seed=config.seed,
       start_step=start_step,
     )
     stack.callback(batches.close)
-    return (jax.device_put(batch, rows) for batch in batches)
+    for batch in batches:
+      bad_train.add(batch.pop("bad"))
+      reading_seconds = batch.pop("seconds")
+      yield jax.device_put(batch, rows), reading_seconds
 
   # ----------------------------------------------------- start or go on ---
   state = checkpoints.restore(shapes, shardings)
@@ -214,7 +243,7 @@ def _run(config, workdir, mesh, stack):
       flush=True,
     )
     # Kept for the evaluation of step 0: the same network, the same images.
-    start_features = extract_source(state, train_source)
+    start_features = extract_train(state)
     train_features = start_features
     method_state = method.recluster(
       config, state.method, lambda: start_features.embeddings
@@ -231,7 +260,8 @@ def _run(config, workdir, mesh, stack):
 
   # ---------------------------------------------------------------- loop ---
   stop = stack.enter_context(_stop_signals())
-  log = metrics.StepLog(config, writer, learning_rate, steps_per_epoch)
+  log = StepLog(config, writer, learning_rate, steps_per_epoch)
+  stack.callback(log.close)
   evaluate_every = config.eval.every_epochs * steps_per_epoch
   checkpoint_every = config.checkpoint_every_epochs * steps_per_epoch
   for step in range(start_step, num_steps + 1):
@@ -244,21 +274,22 @@ def _run(config, workdir, mesh, stack):
         if epoch_ends and step:
           now = without_padding(method.clusters(state.method))
           before = without_padding(method.previous_clusters(state.method))
-          sizes = np.bincount(now, minlength=config.num_clusters)
+          counts = np.bincount(now, minlength=config.num_clusters)
           scalars = {
             "cluster/nmi_previous": nmi(now, before),
-            "cluster/empty": np.sum(sizes == 0),
-            "cluster/min_size": np.min(sizes),
-            "cluster/max_size": np.max(sizes),
+            "cluster/empty": np.sum(counts == 0),
+            "cluster/min_size": np.min(counts),
+            "cluster/max_size": np.max(counts),
           }
           log.write(step, scalars)
         if last or (epoch_ends and step % evaluate_every == 0):
           if train_features is None or step:
-            train_features = extract_source(state, train_source)
+            train_features = extract_train(state)
           scalars = evaluate(state, train_features)
           if new:
             log.write(step, scalars)
         if new and (last or stop or step % checkpoint_every == 0):
+          writer.flush()
           checkpoints.save(state, step)
     if stop:
       checkpoints.wait()
@@ -271,20 +302,28 @@ def _run(config, workdir, mesh, stack):
       break
 
     with log.waiting():
-      batch = next(batches)
+      batch, reading_seconds = next(batches)
     state, scalars, finite = step_function(state, batch)
-    log.add(step, scalars, finite)
+    scalars["train/bad_images"] = len(bad_train)
+    log.add(step, scalars, finite, reading_seconds)
 
   # ------------------------------------------------------------- results ---
+  verdict = log.verdict()
   checkpoints.wait()
   assert train_features is not None  # of the evaluation after the last step
   _write_clusters(
     workdir / "clusters.parquet",
     train_features,
     without_padding(method.clusters(state.method)),
+    bad_train.indices,
   )
   summary = metrics.last_values(workdir)
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  for bad in (bad_train, bad_test):
+    if len(bad):
+      print(f"{bad}, named in {bad_path}")
+  if verdict:
+    print(verdict)
   return summary
 
 
@@ -325,15 +364,17 @@ def _choose(choices: dict[str, Any], name: str, what: str) -> Any:
   return choices[name]
 
 
-def _write_clusters(path, train, clusters):
-  """Writes a row per training image."""
+def _write_clusters(path, train, clusters, bad):
+  """Writes a row per training image, without those that cannot be read."""
+  index = np.array([i for i in range(len(clusters)) if i not in bad])
+  clusters, labels = clusters[index], train.labels[index]
   sizes = np.bincount(clusters)
   table = {
-    "index": pa.array(np.arange(len(clusters)), pa.int64()),
-    "key": pa.array(train.keys, pa.string()),
+    "index": pa.array(index, pa.int64()),
+    "key": pa.array([train.keys[i] for i in index], pa.string()),
     "cluster": pa.array(clusters, pa.int32()),
     "cluster_size": pa.array(sizes[clusters], pa.int32()),
   }
-  if (train.labels >= 0).any():
-    table["label"] = pa.array(train.labels, pa.int32(), mask=train.labels < 0)
+  if (labels >= 0).any():
+    table["label"] = pa.array(labels, pa.int32(), mask=labels < 0)
   pq.write_table(pa.table(table), path)

@@ -7,6 +7,7 @@ and it lets other threads run meanwhile.
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +21,22 @@ _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 
 class DecodeError(ValueError):
   """The bytes are no image that can be read; the message says why."""
+
+
+class Crop(NamedTuple):
+  """Random crops of one kind.
+
+  Attributes:
+    size: side of the result, in pixels.
+    scale: least and greatest share of the image's area.
+    ratio: least and greatest width / height.
+    views: how many of them to cut out of every image.
+  """
+
+  size: int
+  scale: tuple[float, float]
+  ratio: tuple[float, float]
+  views: int = 1
 
 
 def decode(image: AnyImage) -> Image.Image:
@@ -40,67 +57,56 @@ def decode(image: AnyImage) -> Image.Image:
   return _finish(_open(image))
 
 
-def random_resized_crop(
-  image: AnyImage,
-  size: int,
-  scale: Sequence[float],
-  ratio: Sequence[float],
-  rng: np.random.Generator,
-) -> UInt8[np.ndarray, "size size 3"]:
-  """Cuts a random rectangle out of an image and resizes it to a square.
-
-  Args:
-    image: as `decode` takes it, or an image that is open already.
-    size: side of the result, in pixels.
-    scale: least and greatest share of the image's area.
-    ratio: least and greatest width / height.
-    rng: three or more numbers are drawn from it.
-
-  Returns:
-    The crop. One that is the whole image, of the right size, is unchanged.
-
-  Raises:
-    DecodeError: the image cannot be read.
-
-  Source: torchvision.transforms.RandomResizedCrop.
-  """
-  return random_resized_crops(image, size, scale, ratio, [rng])[0]
-
-
 def random_resized_crops(
   image: AnyImage,
-  size: int,
-  scale: Sequence[float],
-  ratio: Sequence[float],
+  crops: Sequence[Crop],
   rngs: Sequence[np.random.Generator],
-) -> UInt8[np.ndarray, "v size size 3"]:
-  """Cuts one random crop per generator, decoding the image only once.
+) -> list[UInt8[np.ndarray, "views size size 3"]]:
+  """Cuts random rectangles out of an image and resizes them to squares.
+
+  The image is decoded once.
 
   Args:
     image: as `decode` takes it, or an image that is open already.
-    size: side of the results, in pixels.
-    scale: least and greatest share of the image's area.
-    ratio: least and greatest width / height.
-    rngs: one generator per view; view i depends on none but the i-th.
+    crops: the kinds of crops; with two sizes this is SwAV's multi-crop.
+    rngs: one generator per view, counted through all kinds. Three or more
+      numbers are drawn from each, and a view depends on no other's.
 
   Returns:
-    The crops, each as `random_resized_crop` makes it.
+    An array for each kind. A crop that is the whole image, of the right size,
+    is unchanged.
 
   Raises:
     DecodeError: the image cannot be read.
+
+  Source: torchvision.transforms.RandomResizedCrop; for several kinds
+  facebookresearch/swav src/multicropdataset.py.
   """
   image = _open(image)
   orientation = _orientation(image)
   width, height = _upright_size(image, orientation)
-  boxes = [_sample_box(width, height, scale, ratio, rng) for rng in rngs]
-  shortest = min(min(right - l, low - top) for l, top, right, low in boxes)
-  image = _finish(image, shortest / size)
-  crops = np.empty((len(boxes), size, size, 3), np.uint8)
-  for crop, box in zip(crops, boxes, strict=True):
+  views = [crop for crop in crops for _ in range(crop.views)]
+  boxes = [
+    _sample_box(width, height, crop.scale, crop.ratio, rng)
+    for crop, rng in zip(views, rngs, strict=True)
+  ]
+  shrink = min(
+    min(right - left, low - top) / crop.size
+    for crop, (left, top, right, low) in zip(views, boxes, strict=True)
+  )
+  image = _finish(image, shrink)
+  pixels = []
+  for crop, box in zip(views, boxes, strict=True):
     box = _scaled_box(image, (width, height), orientation, box)
-    resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    crop[:] = np.asarray(resized)
-  return crops
+    resized = image.resize(
+      (crop.size, crop.size), Image.Resampling.BILINEAR, box=box
+    )
+    pixels.append(np.asarray(resized))
+  firsts = np.cumsum([0, *(crop.views for crop in crops)])
+  return [
+    np.stack(pixels[first : first + crop.views])
+    for first, crop in zip(firsts, crops, strict=False)
+  ]
 
 
 def resize_center_crop(

@@ -7,8 +7,9 @@ processes nor the number of hosts can change what the training sees.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -17,11 +18,13 @@ from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 from odc_jax.data import decode
+from odc_jax.data.bad_images import BadImage
+from odc_jax.data.decode import Crop
 from odc_jax.data.sources import Record, Source
 from odc_jax.errors import UserError
 
 Batch = dict[str, Any]
-Sampling = Literal["permutation", "replacement"]
+Pixels = TypeVar("Pixels")
 
 # What keeps the streams of random numbers under one seed apart.
 _SAMPLE, _CROP = 0, 1
@@ -29,6 +32,9 @@ _SAMPLE, _CROP = 0, 1
 # Up to here a permutation takes no longer than a batch of look-ups in Grain's
 # cipher, which gets slow (2 ms for one of 8 examples) and slightly uneven.
 _SMALL = 2**16
+
+# So many unreadable images in a row are no accident.
+_MOST_IN_A_ROW = 100
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -112,7 +118,7 @@ def train_batches(
   config: Any,
   *,
   batch_size: int,
-  views: int,
+  crops: Sequence[Crop],
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -122,15 +128,15 @@ def train_batches(
   """Starts reading training batches, for ever.
 
   Process p gets rows [p * b_local, (p + 1) * b_local) of each global batch.
+  An image that cannot be read is replaced by the next one that can.
 
   Args:
     source: the data set.
-    config: section with `sampling`, `image_size`, `crop_scale`, `crop_ratio`,
-      `num_threads` and `num_workers` (processes; 0 for threads in this one;
-      each worker has `num_threads`) and `prefetch` (batches ahead; there is
-      at least one for each thread).
+    config: section with `sampling`, `num_threads` and `num_workers` (processes;
+      0 for threads in this one; each worker has `num_threads`) and `prefetch`
+      (batches ahead; there is at least one for each thread).
     batch_size: of the global batch.
-    views: random crops of every image.
+    crops: what to cut out of every image.
     seed: of the order and of the crops.
     start_step: the step of the first batch.
     process_index: which of the processes this one is.
@@ -138,12 +144,14 @@ def train_batches(
     order: as for `batch_indices`; for samplers that a method brings along.
 
   Returns:
-    An iterator of {"image": uint8 [b_local, v, h, w, 3], "index": int32
-    [b_local]}. Call `close()` when done: it ends the threads and workers.
+    An iterator of {"image": uint8 [b_local, v, h, w, 3], or with several kinds
+    of crops a tuple of these, "index": int32 [b_local], "bad": list of the
+    `BadImage`s that were met, "seconds": CPU time that the batch took}. Call
+    `close()` when done: it ends the threads and workers.
 
   Raises:
-    UserError: sizes that do not fit, unknown sampling; from the iterator: an
-      image that cannot be read.
+    UserError: sizes that do not fit, unknown sampling; from the iterator:
+      a hundred images in a row that cannot be read.
   """
   if batch_size % process_count:
     raise UserError(
@@ -166,11 +174,8 @@ def train_batches(
       order=order,
     ),
     rows=range(process_index * local, (process_index + 1) * local),
-    views=views,
+    crops=crops,
     seed=seed,
-    size=config.image_size,
-    scale=tuple(map(float, config.crop_scale)),
-    ratio=tuple(map(float, config.crop_ratio)),
   )
   # One element is one batch, so that each look-up of the order serves a whole
   # batch and the rows are written where they end up, without a copy. The end
@@ -194,7 +199,7 @@ def train_batches(
 
 def eval_batches(
   source: Source, *, batch_size: int, resize: int, crop: int, num_threads: int
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator[Batch]:
   """Starts reading every example once, in order.
 
   Args:
@@ -207,12 +212,14 @@ def eval_batches(
 
   Returns:
     An iterator of {"image": uint8 [b, h, w, 3], "index": int32 [b], "label":
-    int32 [b] (-1 where there is none), "key": list of b strings}, with
-    `close()` for stopping early.
+    int32 [b] (-1 where there is none), "key": list of b strings, "bad": list of
+    the `BadImage`s that were met}, with `close()` for stopping early. In place
+    of an image that cannot be read stands the next one that can, under the
+    name of the former and without a label.
 
   Raises:
-    UserError: sizes that do not fit; from the iterator: an image that cannot
-      be read.
+    UserError: sizes that do not fit; from the iterator: a hundred images in a
+      row that cannot be read.
   """
   if batch_size < 1:
     raise UserError(f"batch_size {batch_size} is not positive")
@@ -235,38 +242,40 @@ class _ReadTrainBatch:
     source: Source,
     indices: Callable[..., np.ndarray],
     rows: range,
-    views: int,
+    crops: Sequence[Crop],
     seed: int,
-    size: int,
-    scale: tuple[float, ...],
-    ratio: tuple[float, ...],
   ):
     self.source = source
     self.indices = indices
     self.rows = rows
-    self.views = views
+    self.crops = crops
     self.seed = seed
-    self.size = size
-    self.scale = scale
-    self.ratio = ratio
 
   def __call__(self, step: int) -> Batch:
+    start = time.thread_time()
     index = self.indices(step=step)[self.rows.start : self.rows.stop]
-    images = np.empty(
-      (len(index), self.views, self.size, self.size, 3), np.uint8
+    images = tuple(
+      np.empty((len(index), crop.views, crop.size, crop.size, 3), np.uint8)
+      for crop in self.crops
     )
-    for image, i, row in zip(images, index, self.rows, strict=True):
-      # By row, not by example: with replacement a batch may hold one twice.
-      rngs = [_rng(self.seed, _CROP, step, row, v) for v in range(self.views)]
-      crop = functools.partial(
-        decode.random_resized_crops,
-        size=self.size,
-        scale=self.scale,
-        ratio=self.ratio,
-        rngs=rngs,
-      )
-      image[:], _ = _read(self.source, int(i), crop)
-    return {"image": images, "index": index}
+    bad: list[BadImage] = []
+    for i, (example, row) in enumerate(zip(index, self.rows, strict=True)):
+      crop = functools.partial(self._crop, step=step, row=row)
+      views, _ = _read(self.source, int(example), crop, bad)
+      for kind, pixels in zip(images, views, strict=True):
+        kind[i] = pixels
+    return {
+      "image": images[0] if len(images) == 1 else images,
+      "index": index,
+      "bad": bad,
+      "seconds": time.thread_time() - start,
+    }
+
+  def _crop(self, image, step: int, row: int):
+    # By row, not by example: with replacement a batch may hold one twice.
+    views = range(sum(crop.views for crop in self.crops))
+    rngs = [_rng(self.seed, _CROP, step, row, view) for view in views]
+    return decode.random_resized_crops(image, self.crops, rngs)
 
 
 class _ReadEvalBatch:
@@ -285,38 +294,66 @@ class _ReadEvalBatch:
     index = np.full(size, n, np.int32)
     label = np.full(size, -1, np.int32)
     key = [""] * size
+    bad: list[BadImage] = []
     crop = functools.partial(
       decode.resize_center_crop, resize=self.resize, crop=self.crop
     )
     count = min(size, n - start)
     for row in range(count):
-      images[row], record = _read(self.source, start + row, crop)
+      met = len(bad)
+      images[row], record = _read(self.source, start + row, crop, bad)
       index[row] = start + row
+      if len(bad) > met:  # the record is a neighbour's
+        key[row] = bad[met].key
+        continue
       key[row] = record["key"]
       if record["label"] is not None:
         label[row] = record["label"]
     images[count:] = images[count - 1]
-    return {"image": images, "index": index, "label": label, "key": key}
+    return {
+      "image": images,
+      "index": index,
+      "label": label,
+      "key": key,
+      "bad": bad,
+    }
 
 
 def _read(
-  source: Source, i: int, crop: Callable[..., np.ndarray]
-) -> tuple[np.ndarray, Record]:
-  """Returns the crop or crops of one example, and its record."""
-  try:
-    record = source[i]
-  except OSError as error:  # it was there when the folder was listed
-    raise UserError(
-      f"image {i} cannot be read: {error}; restore the file or list the folder "
-      "again by restarting in a new work directory"
-    ) from error
-  try:
-    return crop(record["image"]), record
-  except decode.DecodeError as error:
-    raise UserError(
-      f"image {record['key']!r} (index {i}) cannot be read: {error}; "
-      "repair or remove it"
-    ) from error
+  source: Source,
+  index: int,
+  crop: Callable[[Any], Pixels],
+  bad: list[BadImage],
+) -> tuple[Pixels, Record]:
+  """Reads the first image from `index` on that can be read.
+
+  Args:
+    source: the data set.
+    index: the image that is wanted.
+    crop: encoded image -> pixels.
+    bad: those that could not be read on the way are added.
+
+  Returns:
+    The pixels, and the record that they come from.
+  """
+  n = len(source)
+  for i in range(index, index + min(n, _MOST_IN_A_ROW)):
+    key = f"number {i % n}"
+    try:
+      record = source[i % n]
+      key = record["key"]
+      return crop(record["image"]), record
+    except decode.DecodeError as error:
+      reason = str(error)
+    # A file that is gone, a disk that fails, a record that is no record:
+    # every library has an exception of its own.
+    except Exception as error:
+      reason = f"{type(error).__name__}: {error}"
+    bad.append(BadImage(i % n, key, reason))
+  raise UserError(
+    f"{min(n, _MOST_IN_A_ROW)} images in a row cannot be read, from "
+    f"{bad[-1].key!r} ({bad[-1].reason}); is the disk still there?"
+  )
 
 
 def _rng(seed: int, stream: int, step: int, row: int = 0, view: int = 0):

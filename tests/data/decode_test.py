@@ -32,6 +32,15 @@ def rng(seed=0):
   return np.random.Generator(np.random.Philox(seed))
 
 
+def random_resized_crop(image, size, scale, ratio, rng):
+  """Returns one crop."""
+  (crops,) = lib.random_resized_crops(
+    image, [lib.Crop(size, scale, ratio)], [rng]
+  )
+  assert crops.shape == (1, size, size, 3)
+  return crops[0]
+
+
 def test_grey_becomes_three_equal_channels():
   grey = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
   for kind in "PNG", "BMP", "TIFF":
@@ -122,7 +131,7 @@ def test_a_shrunk_turned_jpeg_is_cropped_upright(orientation):
   stored = upright.transpose(turn[orientation]) if orientation > 1 else upright
   data = encode(stored, "JPEG", quality=95, exif=exif)
   for get in (
-    lambda x: lib.random_resized_crop(x, 64, (0.5, 0.5), (1.0, 1.0), rng(3)),
+    lambda x: random_resized_crop(x, 64, (0.5, 0.5), (1.0, 1.0), rng(3)),
     lambda x: lib.resize_center_crop(x, 72, 64),
   ):
     difference = np.abs(np.int32(get(data)) - get(upright))
@@ -149,7 +158,7 @@ def test_what_cannot_be_read_is_a_value_error_with_a_reason(data):
   calls = [
     lambda: lib.decode(data),
     lambda: lib.resize_center_crop(data, 8, 8),
-    lambda: lib.random_resized_crop(data, 8, (0.1, 1.0), (1.0, 1.0), rng()),
+    lambda: random_resized_crop(data, 8, (0.1, 1.0), (1.0, 1.0), rng()),
   ]
   for call in calls:
     with pytest.raises(lib.DecodeError, match=r"\w{4}") as error:
@@ -160,14 +169,14 @@ def test_what_cannot_be_read_is_a_value_error_with_a_reason(data):
 
 def test_the_whole_image_at_its_own_size_is_unchanged():
   image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-  got = lib.random_resized_crop(image, 8, (1.0, 1.0), (1.0, 1.0), rng())
+  got = random_resized_crop(image, 8, (1.0, 1.0), (1.0, 1.0), rng())
   np.testing.assert_array_equal(got, image)
   np.testing.assert_array_equal(lib.resize_center_crop(image, 8, 8), image)
 
 
 def test_a_crop_is_the_resized_box():
   image = photo(90, 70)
-  got = lib.random_resized_crop(image, 32, (0.2, 0.6), (0.75, 1.4), rng(5))
+  got = random_resized_crop(image, 32, (0.2, 0.6), (0.75, 1.4), rng(5))
   box = lib._sample_box(90, 70, (0.2, 0.6), (0.75, 1.4), rng(5))
   want = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
   np.testing.assert_array_equal(got, want)
@@ -236,23 +245,43 @@ def test_no_box_that_fits_falls_back_to_the_centre(width, height, want):
 
 def test_views_of_one_image_are_independent():
   data = encode(photo(300, 200), "JPEG")
-  both = lib.random_resized_crops(
-    data, 16, (0.08, 1.0), (0.75, 1.33), [rng(1), rng(2)]
+  scale, ratio = (0.08, 1.0), (0.75, 1.33)
+  (both,) = lib.random_resized_crops(
+    data, [lib.Crop(16, scale, ratio, views=2)], [rng(1), rng(2)]
   )
   assert (both[0] != both[1]).any()
   for view in range(2):
-    alone = lib.random_resized_crop(
-      data, 16, (0.08, 1.0), (0.75, 1.33), rng(1 + view)
-    )
+    alone = random_resized_crop(data, 16, scale, ratio, rng(1 + view))
     # One of them may have let the decoder shrink more than both could.
     assert np.abs(np.int32(both[view]) - alone).mean() < 2
+
+
+def test_multi_crop_cuts_every_kind_with_its_own_size_and_scale():
+  image = photo(300, 200)
+  ratio = (0.75, 1.33)
+  kinds = [
+    lib.Crop(32, (0.5, 1.0), ratio, views=2),
+    lib.Crop(12, (0.05, 0.1), ratio, views=3),
+  ]
+  large, small = lib.random_resized_crops(
+    image, kinds, [rng(i) for i in range(5)]
+  )
+  assert large.shape == (2, 32, 32, 3)
+  assert small.shape == (3, 12, 12, 3)
+  for view in range(5):
+    kind, crop = (kinds[0], large) if view < 2 else (kinds[1], small)
+    want = random_resized_crop(image, kind.size, kind.scale, ratio, rng(view))
+    np.testing.assert_array_equal(crop[view - 2 * (view >= 2)], want)
+  # Red grows with x: a crop of a tenth of the area spans less of it.
+  spans = [np.ptp(np.int32(crop[..., 0])) for crop in (*large, *small)]
+  assert min(spans[:2]) > max(spans[2:])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (7, 5)])
 def test_images_smaller_than_the_crop_work(size):
   image = Image.new("RGB", size, (9, 8, 7))
   for got in (
-    lib.random_resized_crop(encode(image), 32, (0.08, 1.0), (0.75, 1.3), rng()),
+    random_resized_crop(encode(image), 32, (0.08, 1.0), (0.75, 1.3), rng()),
     lib.resize_center_crop(encode(image), 40, 32),
   ):
     np.testing.assert_array_equal(got, np.uint8([9, 8, 7]) + np.zeros_like(got))
@@ -276,3 +305,15 @@ def test_decoding_at_reduced_size_changes_little():
   want = lib.resize_center_crop(image, 64, 64)
   assert opened.size == (151, 114)  # 1/8, rounded up
   assert np.abs(np.int32(got) - want).mean() < 1
+
+
+def test_a_large_photograph_is_decoded_at_reduced_size():
+  """24 megapixels: nothing of the size of the whole image is made."""
+  data = encode(photo(6000, 4000), "JPEG", quality=80)
+  opened = Image.open(io.BytesIO(data))
+  got = random_resized_crop(opened, 64, (0.9, 1.0), (1.4, 1.6), rng())
+  assert opened.size == (750, 500)
+  want = random_resized_crop(
+    photo(6000, 4000), 64, (0.9, 1.0), (1.4, 1.6), rng()
+  )
+  assert np.abs(np.int32(got) - want).mean() < 2

@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from odc_jax.data import loader, sources
+from odc_jax.data.bad_images import BadImage
+from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
 
 
@@ -13,9 +15,6 @@ def make_config(**changes):
   config = ml_collections.ConfigDict(
     {
       "sampling": "permutation",
-      "image_size": 16,
-      "crop_scale": (0.2, 1.0),
-      "crop_ratio": (0.75, 1.33),
       "num_threads": 0,
       "num_workers": 0,
       "prefetch": 2,
@@ -41,9 +40,12 @@ def source(folder):
   return sources.make(f"folder:{folder}", "")
 
 
-def take(source, config, count, **options):
-  options = {"batch_size": 8, "views": 2, "seed": 3, "start_step": 0} | options
-  batches = loader.train_batches(source, config, **options)
+TWO_VIEWS = Crop(16, (0.2, 1.0), (0.75, 1.33), views=2)
+
+
+def take(source, config, count, crops=(TWO_VIEWS,), **options):
+  options = {"batch_size": 8, "seed": 3, "start_step": 0} | options
+  batches = loader.train_batches(source, config, crops=crops, **options)
   taken = [next(batches) for _ in range(count)]
   batches.close()
   return taken
@@ -54,6 +56,7 @@ def assert_same(left, right):
   for a, b in zip(left, right, strict=True):
     np.testing.assert_array_equal(a["index"], b["index"])
     np.testing.assert_array_equal(a["image"], b["image"])
+    assert a["bad"] == b["bad"]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +143,11 @@ def test_an_order_is_taken_as_it_stands():
 
 
 def test_indices_are_those_of_batch_indices_and_images_their_records(source):
-  config = make_config(image_size=8, crop_scale=(1.0, 1.0), crop_ratio=(1, 1))
   digits = sources.make("digits", "")
-  batches = take(digits, config, 3, batch_size=100, views=1, start_step=16)
+  whole = [Crop(8, (1.0, 1.0), (1.0, 1.0))]
+  batches = take(
+    digits, make_config(), 3, crops=whole, batch_size=100, start_step=16
+  )
   for step, batch in enumerate(batches, 16):  # over the end of an epoch of 17
     index = loader.batch_indices(1797, 100, step, 3, "permutation")
     assert batch["index"].dtype == np.int32
@@ -176,31 +181,57 @@ def test_processes_hold_consecutive_rows_of_the_same_batch(source):
       for p in range(count)
     ]
     joined = [
-      {k: np.concatenate([part[s][k] for part in parts]) for k in want[s]}
+      {
+        "index": np.concatenate([part[s]["index"] for part in parts]),
+        "image": np.concatenate([part[s]["image"] for part in parts]),
+        "bad": [],
+      }
       for s in range(4)
     ]
     assert_same(joined, want)
 
 
-def test_a_worker_process_changes_nothing(source):
+def test_worker_processes_change_nothing(folder, tmp_path):
+  # With an image that cannot be read among the others.
+  for path in folder.iterdir():
+    (tmp_path / path.name).symlink_to(path)
+  (tmp_path / "05.jpg").unlink()
+  (tmp_path / "05.jpg").write_text("no image")
+  source = sources.make(f"folder:{tmp_path}", "")
   want = take(source, make_config(), 4, start_step=1)
-  config = make_config(num_workers=1, num_threads=2)
+  assert any(batch["bad"] for batch in want)
+  config = make_config(num_workers=2, num_threads=2)
   assert_same(take(source, config, 4, start_step=1), want)
+
+
+def test_multi_crop_is_a_tuple_and_the_first_kind_stays_as_it_is(source):
+  small = Crop(8, (0.05, 0.2), (0.75, 1.33), views=3)
+  (alone,) = take(source, make_config(), 1)
+  for num_threads in (0, 2):
+    config = make_config(num_threads=num_threads)
+    (both,) = take(source, config, 1, crops=[TWO_VIEWS, small])
+    large, small_views = both["image"]
+    assert small_views.shape == (8, 3, 8, 8, 3)
+    np.testing.assert_array_equal(both["index"], alone["index"])
+    np.testing.assert_array_equal(large, alone["image"])
+  flat = small_views.reshape(24, -1)
+  assert len(np.unique(flat, axis=0)) == 24
 
 
 def test_crops_differ_between_views_copies_steps_and_epochs():
   source = sources.make("digits", "")
   # One example, for ever: nothing but the crop can differ.
-  config = make_config(sampling="replacement", crop_scale=(0.3, 0.9))
+  config = make_config(sampling="replacement")
   order = np.zeros(8, np.int32)
-  batches = take(source, config, 3, order=order)
+  crop = Crop(16, (0.3, 0.9), (0.75, 1.33), views=2)
+  batches = take(source, config, 3, crops=[crop], order=order)
   images = np.concatenate(
     [b["image"].reshape(-1, 16 * 16 * 3) for b in batches]
   )
   # 48 crops of 8 x 8 pixels; a few may coincide.
   assert len(np.unique(images, axis=0)) > 30
   # View 0 is the same crop, however many there are.
-  one = take(source, config, 1, order=order, views=1)[0]
+  one = take(source, config, 1, [crop._replace(views=1)], order=order)[0]
   np.testing.assert_array_equal(one["image"][:, 0], batches[0]["image"][:, 0])
 
 
@@ -220,25 +251,72 @@ def test_mistakes_are_told_before_anything_is_read(
     take(source, make_config(**changes), 0, **options)
 
 
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_an_unreadable_image_is_named(tmp_path, num_threads):
-  for i in range(4):
-    Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
-  (tmp_path / "2.png").write_bytes(b"<html>")
+@pytest.fixture
+def broken(tmp_path):
+  """Images of one colour each; numbers 1, 2 and 5, the last, are broken."""
+  for i in range(6):
+    Image.new("RGB", (4, 4), (40 * i,) * 3).save(tmp_path / f"{i}.png")
+  (tmp_path / "1.png").write_bytes(b"<html>")
+  (tmp_path / "2.png").write_bytes(b"")
   source = sources.make(f"folder:{tmp_path}", "")
-  says = r"'2.png' \(index 2\) cannot be read: not an image"
+  (tmp_path / "5.png").unlink()
+  return source
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_the_next_good_image_stands_in_for_a_bad_one(broken, num_threads):
   config = make_config(num_threads=num_threads)
-  with pytest.raises(UserError, match=says):
-    take(source, config, 1, batch_size=4)
-  with pytest.raises(UserError, match=says):
-    list(
-      loader.eval_batches(
-        source, batch_size=2, resize=8, crop=8, num_threads=num_threads
-      )
+  (batch,) = take(broken, config, 1, batch_size=6)
+  for row, i in enumerate(batch["index"]):
+    stand_in = {1: 3, 2: 3, 5: 0}.get(int(i), int(i))
+    np.testing.assert_array_equal(batch["image"][row], 40 * stand_in)
+  # Number 2 was met twice: on its own, and on the way from 1 to 3.
+  assert len(batch["bad"]) == 4
+  reasons = {image.index: image.reason for image in batch["bad"]}
+  assert reasons.keys() == {1, 2, 5}
+  assert "not an image" in reasons[1]
+  assert "empty" in reasons[2]
+  assert "FileNotFoundError" in reasons[5]
+  assert {image.key for image in batch["bad"]} >= {"1.png", "2.png"}
+  assert batch["seconds"] >= 0
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_evaluation_names_bad_images_and_takes_no_label_from_others(
+  tmp_path, num_threads
+):
+  for i in range(4):
+    path = tmp_path / f"class {i % 2}" / f"{i}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4), (40 * i,) * 3).save(path)
+  (tmp_path / "class 1" / "1.png").write_bytes(b"<html>")
+  source = sources.make(f"folder:{tmp_path}", "")
+  batches = list(
+    loader.eval_batches(
+      source, batch_size=3, resize=4, crop=4, num_threads=num_threads
     )
-  (tmp_path / "2.png").unlink()
-  with pytest.raises(UserError, match=r"image 2 cannot be read.*2\.png"):
-    take(source, config, 1, batch_size=4)
+  )
+  keys = [key for batch in batches for key in batch["key"]]
+  assert keys[:4] == [
+    "class 0/0.png", "class 0/2.png", "class 1/1.png", "class 1/3.png"
+  ]  # fmt: skip
+  label = np.concatenate([batch["label"] for batch in batches])
+  np.testing.assert_array_equal(label, [0, 0, -1, 1, -1, -1])
+  image = np.concatenate([batch["image"] for batch in batches])
+  np.testing.assert_array_equal(image[:4, 0, 0, 0], [0, 80, 120, 120])
+  (bad,) = [image for batch in batches for image in batch["bad"]]
+  assert isinstance(bad, BadImage)
+  assert bad[:2] == (2, "class 1/1.png")
+
+
+def test_a_disk_that_is_gone_stops_the_run(tmp_path):
+  for i in range(3):
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+  source = sources.make(f"folder:{tmp_path}", "")
+  for path in tmp_path.iterdir():
+    path.unlink()
+  with pytest.raises(UserError, match=r"3 images in a row.*No such file"):
+    take(source, make_config(), 1, batch_size=2)
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])

@@ -1,0 +1,116 @@
+"""ODC with ResNet-18 on any folder of images; no labels needed.
+
+  python run.py --config=configs/odc_folder.py \
+    --config.data.source=folder:/my/images
+
+The folder may be nested. What is "auto" follows from the number of images; the
+program prints the values with their reasons, and odc_jax/sizes.py holds the
+arithmetic. Each can be set: --config.num_clusters=50.
+
+With :quick the images are made small and the network narrow: minutes on a
+laptop for a few thousand photographs, to see that all is well.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = ConfigDict()
+  config.method = "odc"
+  config.seed = 0
+  config.num_clusters = "auto"
+  config.num_epochs = "auto"
+  config.batch_size = "auto"
+
+  config.data = ConfigDict(
+    {
+      "source": "folder:",
+      "split": "",
+      "sampling": "permutation",
+      "image_size": 128,
+      "crop_scale": (0.2, 1.0),
+      "crop_ratio": (3 / 4, 4 / 3),
+      "eval_resize": 146,
+      "num_threads": 8,
+      "num_workers": 0,
+      "prefetch": 16,
+      "on_error": "replace",
+      "max_bad_fraction": 0.01,
+    }
+  )
+  config.augment = ConfigDict(
+    {
+      "flip": 0.5,
+      "rotation": 2.0,
+      "translate": 0,
+      "jitter_p": 0.8,
+      "brightness": 0.4,
+      "contrast": 0.4,
+      "saturation": 0.4,
+      "hue": 0.1,
+      "gray": 0.2,
+      "mean": (0.485, 0.456, 0.406),
+      "std": (0.229, 0.224, 0.225),
+    }
+  )
+  config.model = ConfigDict(
+    {
+      "name": "resnet18",
+      "stem": "imagenet",
+      "width": 64,
+      "dtype": "float32",
+      "neck_hidden": 512,
+      "embedding_dim": 128,
+      "dropout": 0.5,
+      "neck_bn_momentum": 0.1,
+      "group_size": 0,
+    }
+  )
+  config.odc = ConfigDict(
+    {
+      "momentum": 0.5,
+      "assign_metric": "dot",
+      "reweight_power": 0.5,
+      "centroid_every": 10,
+      "small_cluster_every": 1,
+      "min_cluster": "auto",
+      "memory_dtype": "float32",
+      "kmeans_iters": 20,
+      "kmeans_init": "random",
+    }
+  )
+  config.optimizer = ConfigDict(
+    {
+      "learning_rate": "auto",
+      "momentum": 0.9,
+      "head_momentum": 0.0,
+      "weight_decay": 1e-5,
+      "schedule": "step",
+      "warmup_epochs": 0.0,
+      "decay_epochs": "auto",
+      "decay_rate": 0.4,
+      "num_epochs": config.get_ref("num_epochs"),
+    }
+  )
+  config.eval = ConfigDict(
+    {
+      "evaluators": ("knn", "clustering"),
+      "split": "",
+      "every_epochs": "auto",
+      "batch_size": 512,
+      "knn_k": 20,
+      "knn_temperature": 0.07,
+    }
+  )
+  config.log_every = 50
+  config.checkpoint_every_epochs = "auto"
+  config.keep_checkpoints = 2
+  if variant == "quick":
+    config.data.image_size = 64
+    config.data.eval_resize = 73
+    config.model.width = 16
+    config.num_epochs = "10"
+    config.log_every = 10
+  elif variant:
+    raise ValueError(f"unknown variant {variant!r}; there is :quick")
+  return config
