@@ -159,8 +159,13 @@ def recompute(samples: SampleMemory, num_clusters: int) -> CentroidMemory:
   """
 
   def local(features, assignments):
-    sums, counts = _sum_by_cluster(features, assignments, num_clusters)
-    return jax.lax.psum((sums, counts), AXIS)
+    nothing = (
+      jnp.zeros((num_clusters, features.shape[1])),
+      jnp.zeros((num_clusters,), jnp.int32),
+    )
+    return jax.lax.psum(
+      assign.add_by_cluster(*nothing, features, assignments), AXIS
+    )
 
   sums, counts = mesh_lib.per_shard(
     local, in_specs=(ROWS, ROWS), out_specs=(REPLICATED, REPLICATED)
@@ -176,15 +181,6 @@ def refresh(centroids: CentroidMemory) -> CentroidMemory:
   return centroids._replace(
     centroids=jnp.where(counts > 0, means, centroids.centroids)
   )
-
-
-def _sum_by_cluster(features, clusters, num_clusters):
-  """Returns sums [k, d] and counts [k] of rows; cluster k is dropped."""
-  sums = jax.ops.segment_sum(
-    features.astype(jnp.float32), clusters, num_clusters
-  )
-  ones = jnp.ones(clusters.shape, jnp.int32)
-  return sums, jax.ops.segment_sum(ones, clusters, num_clusters)
 
 
 def deal_with_small_clusters(
@@ -257,11 +253,11 @@ def _deal_local(features, assignments, centroids, small, *, key, metric):
     assignments, sums, counts = carry
     targets, _ = assign.best(rows, directions, bias)
     targets = jnp.where(valid, targets, k)
-    chunk_sums, chunk_counts = _sum_by_cluster(rows, targets, k)
+    sums, counts = assign.add_by_cluster(sums, counts, rows, targets)
     assignments = assignments.at[jnp.where(valid, chunk, n)].set(
       targets, mode="drop"
     )
-    return assignments, sums + chunk_sums, counts + chunk_counts
+    return assignments, sums, counts
 
   assignments, sums, counts = split.over_chunks(
     features,

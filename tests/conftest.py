@@ -1,6 +1,7 @@
 """Eight CPU devices, checked shapes, and where the recordings are."""
 
 import math
+import os
 import pathlib
 
 import jax
@@ -42,6 +43,17 @@ def pytest_generate_tests(metafunc):
           f"no {fixture.removeprefix('golden_')}*.npz in {folder}"
         )
       metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  """Every process compiles the same programs: once is enough."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
 
 
 @pytest.fixture(params=[1, 8], ids=lambda n: f"{n}dev")

@@ -2,22 +2,24 @@
 
 import json
 import os
-import pathlib
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import warnings
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.program import (
+  assert_refused,
+  assert_same_run,
+  kill_and_go_on,
+  last_state,
+  lines_of,
+  run,
+  start,
+)
+
 QUICK = "--config=configs/odc_digits.py:quick"
 # A few seconds of training, a checkpoint every other second.
 SHORT = [
@@ -26,72 +28,6 @@ SHORT = [
   "--config.log_every=5",
   "--config.model.width=8",
 ]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """Every process compiles the same programs: once is enough."""
-  return {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-  }
-
-
-def start(environment, workdir, *flags):
-  return subprocess.Popen(
-    [sys.executable, "run.py", f"--workdir={workdir}", *flags],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run(environment, workdir, *flags):
-  process = start(environment, workdir, *flags)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-def lines_of(workdir):
-  """Returns the logged scalars without those that a clock decides."""
-  return [
-    {
-      name: value
-      for name, value in json.loads(line).items()
-      if name != "time" and not name.startswith("speed/")
-    }
-    for line in (workdir / "metrics.jsonl").read_text().splitlines()
-  ]
-
-
-def last_state(workdir):
-  """Returns every array of the last checkpoint, by name."""
-  folder = workdir / "checkpoints"
-  steps = [int(path.name) for path in folder.iterdir()]
-  with warnings.catch_warnings():
-    # Orbax would rather be told the shardings; one CPU needs none.
-    warnings.simplefilter("ignore")
-    tree = ocp.PyTreeCheckpointer().restore(folder / str(max(steps)) / "state")
-  flat = {}
-
-  def walk(name, node):
-    if isinstance(node, dict):
-      for key, child in node.items():
-        walk(f"{name}/{key}", child)
-    elif isinstance(node, list | tuple):
-      for key, child in enumerate(node):
-        walk(f"{name}/{key}", child)
-    elif node is not None:
-      if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
-        node = jax.random.key_data(node)
-      flat[name] = np.asarray(node)
-
-  walk("", tree)
-  return flat
 
 
 @pytest.fixture(scope="module")
@@ -133,37 +69,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   environment, finished, tmp_path
 ):
   workdir = tmp_path / "run"
-  chance = random.Random(time.time_ns())
-  kills = 0
-  while True:
-    seen = 0
-    if (workdir / "metrics.jsonl").exists():
-      seen = len((workdir / "metrics.jsonl").read_text().splitlines())
-    process = start(environment, workdir, *SHORT)
-    # Some log lines after the last kill, then a fraction of an interval.
-    target = seen + chance.randint(1, 6)
-    while kills < 3 and process.poll() is None:
-      path = workdir / "metrics.jsonl"
-      if path.exists() and len(path.read_text().splitlines()) >= target:
-        time.sleep(chance.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.01)
-    _, err = process.communicate(timeout=300)
-    if process.returncode == 0:
-      break
-    assert process.returncode == -signal.SIGKILL, err
-    kills += 1
-  assert kills >= 2
-  assert lines_of(workdir) == lines_of(finished)
-  ours, theirs = last_state(workdir), last_state(finished)
-  assert ours.keys() == theirs.keys()
-  assert len(ours) > 100
-  for name, array in ours.items():
-    np.testing.assert_array_equal(array, theirs[name], err_msg=name)
-  assert pq.read_table(workdir / "clusters.parquet") == pq.read_table(
-    finished / "clusters.parquet"
-  )
+  kill_and_go_on(environment, workdir, *SHORT)
+  assert_same_run(workdir, finished)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -213,15 +120,6 @@ def test_a_truncated_checkpoint_is_passed_over(environment, finished, tmp_path):
 
 
 # Mistakes: exit status 2 and one line that names the value and the remedy.
-
-
-def assert_refused(result, *words):
-  status, _, err = result
-  assert status == 2, err
-  assert "Traceback" not in err
-  assert len(err.strip().splitlines()[-1]) > 20
-  for word in words:
-    assert word in err.strip().splitlines()[-1]
 
 
 def test_no_readable_checkpoint_is_refused(environment, finished, tmp_path):

@@ -215,6 +215,28 @@ def over_chunks(
   return jax.lax.fori_loop(0, -(-num_rows // chunk_size), body, carry)
 
 
+def add_by_cluster(
+  sums: Float32[Array, "k d"],
+  counts: Int32[Array, "k"],
+  rows: Float[Array, "m d"],
+  clusters: Int32[Array, "m"],
+) -> tuple[Float32[Array, "k d"], Int32[Array, "k"]]:
+  """Adds rows to their clusters' sums and counts; rows of cluster k to none.
+
+  Args:
+    sums: [k, d].
+    counts: [k].
+    rows: [m, d], of any float type.
+    clusters: [m] int32, 0 to k.
+
+  Returns:
+    Both, updated in place inside `jit`: a segment sum of every chunk of a pass
+    would touch all of [k, d] every time.
+  """
+  sums = sums.at[clusters].add(rows.astype(jnp.float32), mode="drop")
+  return sums, counts.at[clusters].add(1, mode="drop")
+
+
 def check_num_examples(num_examples: int, num_rows: int) -> None:
   """Raises ValueError unless there are rows for the examples."""
   if not 0 <= num_examples <= num_rows:

@@ -212,7 +212,9 @@ def _search(x, centroids, num_examples, chunk_size, precision):
     assignments = jax.lax.dynamic_update_slice_in_dim(
       assignments, found, start, 0
     )
-    sums, sizes = _add(sums, sizes, rows, jnp.where(fresh, found, k))
+    sums, sizes = assign.add_by_cluster(
+      sums, sizes, rows, jnp.where(fresh, found, k)
+    )
     return assignments, sums, sizes
 
   assignments, sums, sizes = assign.over_chunks(
@@ -231,7 +233,7 @@ def _means(x, assignments, k, chunk_size):
     rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
     labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
     sums, sizes = carry
-    return _add(sums, sizes, rows, jnp.where(fresh, labels, k))
+    return assign.add_by_cluster(sums, sizes, rows, jnp.where(fresh, labels, k))
 
   return _reduce_means(
     *assign.over_chunks(x.shape[0], chunk_size, step, _nothing(k, x.shape[1]))
@@ -240,13 +242,6 @@ def _means(x, assignments, k, chunk_size):
 
 def _nothing(k, d):
   return jnp.zeros((k, d), jnp.float32), jnp.zeros(k, jnp.int32)
-
-
-def _add(sums, sizes, rows, labels):
-  # In place, and label k is dropped. A segment_sum of each chunk would touch
-  # all of [k, d] for every chunk.
-  sums = sums.at[labels].add(rows.astype(jnp.float32), mode="drop")
-  return sums, sizes.at[labels].add(1, mode="drop")
 
 
 def _reduce_means(sums, sizes):

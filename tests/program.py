@@ -1,0 +1,121 @@
+"""Starting the program as its users do, killing it, comparing what it left."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def start(environment, workdir, *flags):
+  return subprocess.Popen(
+    [sys.executable, "run.py", f"--workdir={workdir}", *flags],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(environment, workdir, *flags):
+  process = start(environment, workdir, *flags)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def lines_of(workdir):
+  """Returns the logged scalars without those that a clock decides."""
+  return [
+    {
+      name: value
+      for name, value in json.loads(line).items()
+      if name != "time" and not name.startswith("speed/")
+    }
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+
+
+def last_state(workdir):
+  """Returns every array of the last checkpoint, by name."""
+  folder = workdir / "checkpoints"
+  steps = [int(path.name) for path in folder.iterdir()]
+  with warnings.catch_warnings():
+    # Orbax would rather be told the shardings; one CPU needs none.
+    warnings.simplefilter("ignore")
+    tree = ocp.PyTreeCheckpointer().restore(folder / str(max(steps)) / "state")
+  flat = {}
+
+  def walk(name, node):
+    if isinstance(node, dict):
+      for key, child in node.items():
+        walk(f"{name}/{key}", child)
+    elif isinstance(node, list | tuple):
+      for key, child in enumerate(node):
+        walk(f"{name}/{key}", child)
+    elif node is not None:
+      if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
+        node = jax.random.key_data(node)
+      flat[name] = np.asarray(node)
+
+  walk("", tree)
+  return flat
+
+
+def assert_same_run(workdir, other):
+  """Compares log, every array of the last checkpoint, and clusters."""
+  assert lines_of(workdir) == lines_of(other)
+  ours, theirs = last_state(workdir), last_state(other)
+  assert ours.keys() == theirs.keys()
+  assert len(ours) > 100
+  for name, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+  assert pq.read_table(workdir / "clusters.parquet") == pq.read_table(
+    other / "clusters.parquet"
+  )
+
+
+def kill_and_go_on(environment, workdir, *flags):
+  """Runs to the end, killed at two or three random moments on the way."""
+  chance = random.Random(time.time_ns())
+  kills = 0
+  while True:
+    seen = 0
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+      seen = len(path.read_text().splitlines())
+    process = start(environment, workdir, *flags)
+    # Some log lines after the last kill, then a fraction of an interval.
+    target = seen + chance.randint(1, 6)
+    while kills < 3 and process.poll() is None:
+      if path.exists() and len(path.read_text().splitlines()) >= target:
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        break
+      time.sleep(0.01)
+    _, err = process.communicate(timeout=300)
+    if process.returncode == 0:
+      break
+    assert process.returncode == -signal.SIGKILL, err
+    kills += 1
+  assert kills >= 2
+
+
+def assert_refused(result, *words):
+  """Exit status 2, and one line that names the value and the remedy."""
+  status, _, err = result
+  assert status == 2, err
+  assert "Traceback" not in err
+  assert len(err.strip().splitlines()[-1]) > 20
+  for word in words:
+    assert word in err.strip().splitlines()[-1]
