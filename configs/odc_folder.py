@@ -68,7 +68,9 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.odc = ConfigDict(
     {
-      "momentum": 0.5,
+      # ImageNet has 0.5. On small data sets most of the first clustering is
+      # then gone before the network has learnt from it (docs/methods.md).
+      "momentum": 0.1,
       "assign_metric": "dot",
       "reweight_power": 0.5,
       "centroid_every": 10,
@@ -81,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.optimizer = ConfigDict(
     {
-      "learning_rate": "auto",
+      "learning_rate": 0.06,
       "momentum": 0.9,
       "head_momentum": 0.0,
       "weight_decay": 1e-5,

@@ -64,11 +64,6 @@ def _batch_size(config, n, num_devices):
   )
 
 
-def _learning_rate(config, n, num_devices):
-  rate = 0.06 * config.batch_size / 512
-  return rate, f"0.06 at batch 512, here {config.batch_size}"
-
-
 def _num_clusters(config, n, num_devices):
   least = max(2, min(10, n // 4))
   return max(least, min(100_000, round(n / 128))), (
@@ -129,7 +124,6 @@ _RULES: dict[str, tuple[Callable[..., tuple[Any, str]], Callable]] = {
   "odc.min_cluster": (_min_cluster, int),
   "num_epochs": (_num_epochs, _number_of),
   "optimizer.num_epochs": (_same_as_num_epochs, _number_of),
-  "optimizer.learning_rate": (_learning_rate, float),
   "optimizer.decay_epochs": (_decay_epochs, _epochs_of),
   "eval.every_epochs": (_eval_every, int),
   "checkpoint_every_epochs": (_checkpoint_every, int),

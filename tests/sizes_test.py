@@ -63,14 +63,12 @@ def test_a_number_on_the_command_line_arrives_as_text():
     "num_clusters": "50",
     "optimizer.decay_epochs": "8,9.5",
     "num_epochs": "10",
-    "optimizer.learning_rate": "0.5",
   }
   config, lines = sizes.fill(folder_config(**given), 3000, 1)
   assert config.num_clusters == 50
   assert config.num_epochs == config.optimizer.num_epochs == 10
   assert isinstance(config.num_epochs, int)
   assert config.optimizer.decay_epochs == (8.0, 9.5)
-  assert config.optimizer.learning_rate == 0.5
   # Later rules follow the numbers given.
   assert config.odc.min_cluster == round(0.16 * 3000 / 50)
   assert config.eval.every_epochs == 1
