@@ -133,13 +133,17 @@ def flipped(
 
 
 def rotate(
-  image: UInt8[Array, "h w 3"], angle: Float[Array, ""]
+  image: UInt8[Array, "h w 3"],
+  angle: Float[Array, ""],
+  flip: Bool[Array, ""] | bool = False,
 ) -> Float[Array, "h w 3"]:
   """Turns an image about its centre, bilinearly, and fills with zeros.
 
   Args:
     image: 0 to 255.
     angle: in degrees, counter-clockwise.
+    flip: whether to mirror the image first, left to right. Here that costs
+      nothing; done by `flipped`, it is done anew at every look-up.
 
   Returns:
     0 to 255, not rounded.
@@ -155,6 +159,7 @@ def rotate(
   x = (jnp.arange(w) + 0.5 - w / 2)[None, :]
   from_x = cos * x - sin * y + w / 2
   from_y = sin * x + cos * y + h / 2
+  from_x = jnp.where(flip, w - from_x, from_x)
   inside = (from_x >= 0) & (from_x < w) & (from_y >= 0) & (from_y < h)
   # Pillow repeats the edge for the outer half of the outermost pixels.
   from_x = jnp.clip(from_x - 0.5, 0, w - 1)
@@ -238,11 +243,11 @@ def shift_hue(
   )
   sixths = sixths + 6 * shift
 
-  def channel(n):
-    k = jnp.mod(n + sixths, 6)
-    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
-
-  return jnp.stack([channel(5), channel(3), channel(1)], -1)
+  n = jnp.array([5.0, 3.0, 1.0]).reshape(1, 1, 3)  # red, green, blue
+  k = n + sixths[:, :, None]
+  k -= 6 * jnp.floor(k / 6)  # with jnp.mod, all of it takes seven times as long
+  lower = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+  return value[:, :, None] - chroma[:, :, None] * lower
 
 
 def blur(
@@ -372,13 +377,16 @@ def _augment_image(config, key, image):
   """Augments one view of one example: [h, w, 3] -> [h, w, c]."""
   stream = functools.partial(jax.random.fold_in, key)
   # Flip and rotation come while a pixel is still four bytes or fewer.
+  flip = jnp.array(False)
   if config.flip:
-    image = flipped(_chance(stream(_FLIP), config.flip), image)
+    flip = _chance(stream(_FLIP), config.flip)
   if config.rotation:
     most = config.rotation
     angle = jax.random.uniform(stream(_ROTATION), minval=-most, maxval=most)
-    x = rotate(image, angle) / 255
+    x = rotate(image, angle, flip) / 255
   else:
+    if config.flip:
+      image = flipped(flip, image)
     x = image.astype(jnp.float32) / 255
   if config.jitter_p and (
     config.brightness or config.contrast or config.saturation or config.hue
@@ -429,27 +437,33 @@ def _jitter(config, key, image):
   )
   strengths = (config.brightness, config.contrast, config.saturation)
   active = [op for op, strength in enumerate(strengths) if strength]
-  blends = _draw_blends(config, factor_key, order_key, active)
-  result = image
-  if config.hue:
-    # Equally likely to come before, between and after the others.
-    place = jax.random.randint(place_key, (), 0, len(active) + 1)
-    for slot, blend in enumerate(blends):
-      result = blend(result, slot < place)
-    shift = jax.random.uniform(hue_key, minval=-config.hue, maxval=config.hue)
-    result = shift_hue(result, shift)
-    for slot, blend in enumerate(blends):
-      result = blend(result, slot >= place)
-  else:
-    for blend in blends:
-      result = blend(result, True)
-  return jnp.where(_chance(apply_key, config.jitter_p), result, image)
+  blend = _draw_blends(config, factor_key, order_key, active)
+
+  def blend_all(image, on):
+    if not active:
+      return image
+    # A loop, so that every place's result is kept. Else XLA fuses the places
+    # into one expression, which works out a pixel of each place once for every
+    # use that the next one makes of it: five times the time on a CPU.
+    return jax.lax.fori_loop(
+      0, len(active), lambda slot, x: blend(slot, x, on(slot)), image
+    )
+
+  # Asked at every step, rather than once at the end: so nothing has to keep,
+  # or work out twice, the image that all began with.
+  applied = _chance(apply_key, config.jitter_p)
+  if not config.hue:
+    return blend_all(image, lambda slot: applied)
+  # Equally likely to come before, between and after the others.
+  place = jax.random.randint(place_key, (), 0, len(active) + 1)
+  shift = jax.random.uniform(hue_key, minval=-config.hue, maxval=config.hue)
+  image = blend_all(image, lambda slot: applied & (slot < place))
+  image = jnp.where(applied, shift_hue(image, shift), image)
+  return blend_all(image, lambda slot: applied & (slot >= place))
 
 
 def _draw_blends(config, factor_key, order_key, active):
-  """Returns the active blends in random order, as f(image, on) -> image."""
-  if not active:
-    return []
+  """Returns f(slot, image, on) -> image: the active blends in random order."""
   strengths = jnp.array(
     [
       (config.brightness, config.contrast, config.saturation)[op]
@@ -475,7 +489,7 @@ def _draw_blends(config, factor_key, order_key, active):
     # A factor of 1 changes nothing, to the bit.
     return _blend(image, other, jnp.where(on, factors[order[slot]], 1))
 
-  return [functools.partial(blend, slot) for slot in range(len(active))]
+  return blend
 
 
 def _standardize(config, image):

@@ -112,6 +112,17 @@ def test_rotation_is_that_of_pillow(angle):
     np.testing.assert_array_equal(got, image)
 
 
+@pytest.mark.parametrize("angle", [0.0, 17.0])
+def test_rotation_of_the_mirrored_image(angle):
+  image = jnp.asarray(smooth(31, 40))
+  got = lib.rotate(image, jnp.float32(angle), jnp.array(True))
+  want = lib.rotate(image[:, ::-1], jnp.float32(angle))
+  # As against Pillow, an edge pixel may fall inside or outside.
+  assert (np.abs(got - want).max(-1) > 0.01).mean() < 2e-3
+  if angle == 0:
+    np.testing.assert_array_equal(got, image[:, ::-1])
+
+
 def compare_blur(image, sigma):
   """Returns our blur of 0 to 255 less Pillow's."""
   theirs = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
