@@ -45,8 +45,12 @@ def get_config(variant: str = "") -> ConfigDict:
       "saturation": 0.0,
       "hue": 0.0,
       "gray": 0.0,
+      "blur": 0.0,
+      "blur_sigma": (0.1, 2.0),
+      "solarize": 0.0,
       "mean": (0.305, 0.305, 0.305),
       "std": (0.376, 0.376, 0.376),
+      "sobel": False,
     }
   )
   config.model = ConfigDict(

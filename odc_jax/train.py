@@ -141,8 +141,11 @@ def _run(config, workdir, mesh, stack):
   rows = mesh_lib.rows(mesh)
 
   # --------------------------------------------------------------- state ---
+  in_channels = 2 if config.augment.sobel else 3
   network = functional(
-    lambda rngs: build(config.model, config.num_clusters, rngs)
+    lambda rngs: build(
+      config.model, config.num_clusters, rngs, in_channels=in_channels
+    )
   )
   optimizer = optim.make(config.optimizer, steps_per_epoch)
   init = state_lib.init_function(
@@ -202,7 +205,8 @@ def _run(config, workdir, mesh, stack):
 
   # ------------------------------------------------------- training step ---
   def augmentation(key, images, index):
-    return augment.augment(config.augment, key, images[:, 0], index)
+    # The network sees the first view alone.
+    return augment.augment_views(config.augment, key, images, index)[:, 0]
 
   step_function = jax.jit(
     make_step(config, method, network, optimizer, augmentation),

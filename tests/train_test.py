@@ -62,15 +62,37 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
     other_lines, other_clusters = results[devices]
     for line, other in zip(lines, other_lines, strict=True):
       for name, value in line.items():
-        if name.startswith("train/"):
-          # Rounding decides which of two nearly equal centroids an image
-          # starts with; one such image moves the loss of its batch by 1e-3.
-          np.testing.assert_allclose(
-            other[name], value, rtol=2e-3, atol=1e-4, err_msg=name
-          )
-        elif name in ("eval/knn_top1", "cluster/label_change"):
+        if name in (
+          "eval/knn_top1",
+          "cluster/label_change",
+          "train/cluster_accuracy",
+        ):
           np.testing.assert_allclose(other[name], value, atol=0.03)
+        elif name.startswith("train/"):
+          # Rounding decides which of two nearly equal centroids an image
+          # goes to; one such image moves the loss of its batch by 1e-3, and
+          # the accuracy by 1 / 128.
+          np.testing.assert_allclose(
+            other[name], value, rtol=5e-3, atol=1e-4, err_msg=name
+          )
     assert np.mean(clusters == other_clusters) > 0.97
+
+
+def test_a_sobel_filter_comes_before_training_and_evaluation(
+  tmp_path, monkeypatch
+):
+  asked = []
+
+  def build_and_note(*args, in_channels):
+    asked.append(in_channels)
+    return build(*args, in_channels=in_channels)
+
+  monkeypatch.setattr(train, "build", build_and_note)
+  # Neither the step nor the evaluation can take images of three channels.
+  overrides = {"num_epochs": 1, "batch_size": 512, "augment.sobel": True}
+  summary = train.run(digits(**overrides), tmp_path)
+  assert set(asked) == {2}
+  assert summary["eval/knn_top1"] > 0.5
 
 
 def compiled_step(num_examples, num_devices):
@@ -88,7 +110,7 @@ def compiled_step(num_examples, num_devices):
   rows = mesh_lib.rows(mesh)
 
   def augmentation(key, images, index):
-    return augment.augment(config.augment, key, images[:, 0], index)
+    return augment.augment_views(config.augment, key, images, index)[:, 0]
 
   batch = {
     "image": jax.ShapeDtypeStruct((64, 1, 32, 32, 3), jnp.uint8),

@@ -39,7 +39,8 @@ class Network(nnx.Module):
     """Composes the network.
 
     Args:
-      backbone: images [b, h, w, 3] -> list of feature maps [b, h', w', c].
+      backbone: images [b, h, w, 3] (or as many channels as it was built for)
+        -> list of feature maps [b, h', w', c].
       neck: features [b, c], rngs -> embeddings [b, d].
       head: embeddings [b, d] -> logits [b, k].
     """
@@ -48,12 +49,12 @@ class Network(nnx.Module):
     self.head = head
 
   def __call__(
-    self, images: Float[Array, "b h w 3"], rngs: nnx.Rngs | None = None
+    self, images: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None
   ) -> Outputs:
     """Runs all three.
 
     Args:
-      images: normalised, [b, h, w, 3].
+      images: normalised, [b, h, w, c]; c as the backbone was built for.
       rngs: source of the dropout mask; not needed in evaluation.
 
     Returns:
@@ -67,7 +68,11 @@ class Network(nnx.Module):
 
 
 def build(
-  config: ml_collections.ConfigDict, num_clusters: int, rngs: nnx.Rngs
+  config: ml_collections.ConfigDict,
+  num_clusters: int,
+  rngs: nnx.Rngs,
+  *,
+  in_channels: int = 3,
 ) -> Network:
   """Builds the network that a config describes.
 
@@ -78,6 +83,7 @@ def build(
       BatchNorm is synchronised.
     num_clusters: outputs of the head, k.
     rngs: source of the initial weights.
+    in_channels: channels of the images; 2 behind a Sobel filter.
 
   Returns:
     The network, in training mode.
@@ -92,7 +98,11 @@ def build(
   _check("dtype", section.dtype, DTYPES)
   dtype = DTYPES[section.dtype]
   backbone = resnet.RESNETS[section.name](
-    stem=section.stem, width=section.width, dtype=dtype, rngs=rngs
+    stem=section.stem,
+    width=section.width,
+    in_channels=in_channels,
+    dtype=dtype,
+    rngs=rngs,
   )
   neck = heads.NonLinearNeck(
     backbone.num_features,

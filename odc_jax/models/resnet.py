@@ -164,6 +164,7 @@ class ResNet(nnx.Module):
     *,
     stem: str = "imagenet",
     width: int = 64,
+    in_channels: int = 3,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -176,6 +177,7 @@ class ResNet(nnx.Module):
         2, then max-pooling); "small", for images of about 32 pixels, not at
         all (3x3 at stride 1).
       width: channels of the stem; the stages scale with it.
+      in_channels: channels of the images.
       dtype: what convolutions compute in. Parameters and the statistics of
         BatchNorm are float32 in any case.
       rngs: source of the initial weights.
@@ -187,7 +189,7 @@ class ResNet(nnx.Module):
       raise ValueError(f"unknown stem {stem!r}; one of {', '.join(STEMS)}")
     self.stem = stem
     size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-    self.conv1 = _conv(3, width, size, stride, dtype=dtype, rngs=rngs)
+    self.conv1 = _conv(in_channels, width, size, stride, dtype=dtype, rngs=rngs)
     self.bn1 = norm.BatchNorm(width)
 
     features = width
@@ -205,12 +207,12 @@ class ResNet(nnx.Module):
     self.num_features = features
 
   def __call__(
-    self, images: Float[Array, "b h w 3"]
+    self, images: Float[Array, "b h w c"]
   ) -> list[Float[Array, "b _ _ _"]]:
     """Computes the feature maps.
 
     Args:
-      images: normalised, [b, h, w, 3].
+      images: normalised, [b, h, w, in_channels].
 
     Returns:
       Five maps in the compute dtype: the stem's after its ReLU and before

@@ -1,5 +1,7 @@
 """How the network is put together from a config."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -56,6 +58,23 @@ def test_config_reaches_the_parts():
   assert model.neck.bn0.group_size == 2
   assert model.backbone.bn1.group_size == 0
   assert model.head.fc.kernel.shape == (6, 10)
+
+
+@pytest.mark.parametrize(("stem", "size"), [("imagenet", 7), ("small", 3)])
+def test_images_have_as_many_channels_as_asked(stem, size):
+  def run(images, in_channels):
+    model = network.build(
+      model_config(stem=stem), 10, nnx.Rngs(0), in_channels=in_channels
+    )
+    assert model.backbone.conv1.kernel.shape == (size, size, in_channels, 4)
+    return model(images, nnx.Rngs(0))
+
+  for in_channels in (2, 3):
+    images = jnp.zeros((3, 8, 8, in_channels))
+    outputs = jax.eval_shape(
+      functools.partial(run, in_channels=in_channels), images
+    )
+    assert outputs.logits.shape == (3, 10)
 
 
 def test_features_are_the_last_map_averaged():
