@@ -64,6 +64,11 @@ def main(argv: list[str]) -> None:
   )
   args = parser.parse_args(argv)
   name = args.name.removeprefix("tfds:")
+  if "://" in args.data_dir:
+    raise UserError(
+      f"--data_dir={args.data_dir} is not on this machine; prepare into a "
+      "local folder, and copy it from there"
+    )
   data_dir = pathlib.Path(args.data_dir).expanduser().absolute()
   builder = open_builder(name, str(data_dir))
   if builder.is_prepared():

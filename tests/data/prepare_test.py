@@ -122,6 +122,7 @@ class TestMistakes:
       ([], ["name"]),
       (["cifar10", "--manualdir=x"], ["--manualdir=x", "--help"]),
       (["cifar10", "--file_format=zip"], ["'zip'", "array_record", "tfrecord"]),
+      (["cifar10", "--data_dir=gs://x"], ["--data_dir=gs://x", "local"]),
       (["nosuchset"], ["nosuchset", "not found"]),
       (["resisc45"], ["resisc45", "by hand", "--manual_dir=DIR"]),
       (["imagenet2012"], [*prepare._IMAGENET_TARS, "--manual_dir=", "https"]),

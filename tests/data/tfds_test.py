@@ -238,20 +238,29 @@ def test_files_from_before_there_was_a_choice_are_tfrecord(copied, opened):
   assert records(sources.make("tfds:tiny", "train")) == expected
 
 
-def test_more_files_than_a_process_may_hold_open(tmp_path, monkeypatch):
-  resource = pytest.importorskip("resource")
-  from odc_jax.data import tfds
-
-  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-  try:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (600, limits[1]))
-    tfds._raise_file_limit(100)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert (soft, hard) == (700, limits[1])
-    tfds._raise_file_limit(10**9)
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == limits[1]
-  finally:
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_more_files_than_a_process_may_hold_open(prepared, file_format):
+  pytest.importorskip("resource")
+  program = """
+import os, resource
+from odc_jax.data import sources
+sources.make("tfds:tiny", "train[:3]")[0]  # whatever is opened but once
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+descriptors = max(map(int, os.listdir("/dev/fd")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors + 3, hard))
+source = sources.make("tfds:tiny", "all")
+print(len([source[i] for i in range(len(source))]))
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+"""
+  result = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    env={**os.environ, "TFDS_DATA_DIR": str(prepared / file_format)},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  assert int(result.stdout) == 30
 
 
 # ---------------------------------------------------------------- mistakes ---
