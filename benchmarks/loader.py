@@ -45,7 +45,7 @@ class Repeated:
 
   def __init__(self, source, length):
     self.source, self.length = source, length
-    self.num_classes = None
+    self.num_classes = self.keys = None
 
   def __len__(self):
     return self.length
@@ -97,7 +97,9 @@ def opencv(size):
 
   def read(image, number):
     del number
-    return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert pixels is not None, "OpenCV cannot read one of the images"
+    return pixels
 
   def crop(image, number):
     pixels = read(image, number)

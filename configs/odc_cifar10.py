@@ -2,8 +2,9 @@
 
   python run.py --config=configs/odc_cifar10.py
 
-The images come from TFDS, which has to be prepared once on a machine with a
-network, or from a folder that holds train/<class>/*.png and test/<class>/*.png:
+The images come from TFDS, which has to be prepared once, on a machine with a
+network, by `python -m odc_jax.data.prepare cifar10`; or from a folder that
+holds train/<class>/*.png and test/<class>/*.png:
 
   python run.py --config=configs/odc_cifar10.py \
     --config.data.source=folder:/data/cifar10

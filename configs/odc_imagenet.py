@@ -11,7 +11,9 @@ The official run takes 440 epochs at batch 512 on 8 GPUs; its model zoo gives
 implementation has not been run at that size yet.
 
 ImageNet has to be prepared once, from its two archives, which are to be had
-from image-net.org; started without it, the program prints the steps.
+from image-net.org:
+
+  python -m odc_jax.data.prepare imagenet2012 --manual_dir=/path/to/tars
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
-from odc_jax.data import augment, loader, sources
+from odc_jax.data import augment, folder, loader, sources
 from odc_jax.data.bad_images import BadImages
 from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
@@ -154,7 +154,12 @@ def _run(config, workdir, mesh, stack):
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
   resuming = checkpoint.any_in(workdir)
+  list_path = workdir / "images.txt"
+  if train_source.keys is not None and resuming:
+    folder.check_list(list_path, train_source.keys)
   config_lib.write(config, workdir, resuming)
+  if train_source.keys is not None and not resuming:
+    folder.write_list(list_path, train_source.keys)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
 

@@ -29,6 +29,13 @@ def pytest_addoption(parser):
     metavar="DIR",
     help="recordings of the official code to run the golden tests against",
   )
+  parser.addoption(
+    "--photographs",
+    type=pathlib.Path,
+    metavar="DIR",
+    help="JPEGs for the tests marked slow to make an ImageNet of; without it "
+    "they are cut out of scikit-learn's two",
+  )
 
 
 def pytest_generate_tests(metafunc):

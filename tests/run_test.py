@@ -182,6 +182,10 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before(
     ([QUICK, "--config.odc.memory_dtype=int8"], ["'int8'", "bfloat16"]),
     ([QUICK, "--config.data.sampling=bag"], ["'bag'", "replacement"]),
     ([QUICK, "--config.data.source=folder:/nowhere"], ["/nowhere"]),
+    (
+      [QUICK, "--config.data.source=folder:"],
+      ["--config.data.source=folder:/your/images"],
+    ),
     ([QUICK, "--config.data.source=mnist"], ["mnist", "digits"]),
   ],
   ids=lambda value: (value or ["nothing"])[-1],
@@ -205,7 +209,7 @@ def test_imagenet_that_is_not_prepared_comes_with_the_steps(
   for word in (
     "ILSVRC2012_img_train.tar",
     "ILSVRC2012_img_val.tar",
-    "download_and_prepare",
-    "array_record",
+    f"python -m odc_jax.data.prepare imagenet2012 --data_dir={tmp_path} "
+    "--manual_dir=/path/to/tars",
   ):
     assert word in err

@@ -338,7 +338,7 @@ def _read(
   """
   n = len(source)
   for i in range(index, index + min(n, _MOST_IN_A_ROW)):
-    key = f"number {i % n}"
+    key = source.keys[i % n] if source.keys else f"number {i % n}"
     try:
       record = source[i % n]
       key = record["key"]

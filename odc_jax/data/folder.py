@@ -1,0 +1,200 @@
+"""The images below a folder, and the list of them that a run is held to."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from odc_jax.data.files import write_whole
+from odc_jax.data.sources import Record
+from odc_jax.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+  {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+)
+
+# Controls, the two other line breaks, and what stands for bytes that are no
+# UTF-8. Not str.isprintable: it changes with the version of Unicode, and keys
+# are kept. The backslash, or two names might have one key.
+_UNPRINTABLE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class Folder:
+  """Every image file below a folder, sorted by path.
+
+  Hidden files and folders are left out; links are followed. Where every image
+  lies in a folder of the first level, and in none below that, these folders
+  are the labels, numbered in sorted order.
+
+  A name may be any bytes that the file system takes. The key is the path with
+  backslash escapes for line breaks and other control characters (`\\n`,
+  `\\x1b`, `\\u2028`), for bytes that are no UTF-8 (`\\xff`) and for the
+  backslash itself, so that it can be printed and no two files share one.
+  """
+
+  def __init__(self, path: str, split: str = ""):
+    """Lists the files; none is opened.
+
+    Args:
+      path: the folder. Keys are paths relative to it, with forward slashes.
+      split: a sub-folder to stay within, or "".
+
+    Raises:
+      UserError: the folder is not there or cannot be listed, or no image is in
+        it.
+    """
+    if not path:
+      raise UserError(
+        "data source 'folder:' names no folder; "
+        "set --config.data.source=folder:/your/images"
+      )
+    base = pathlib.Path(path).expanduser()
+    if not base.is_dir():
+      raise UserError(f"folder:{path}: there is no such folder; check the path")
+    root = base / split
+    if os.path.isabs(split) or not root.is_dir():
+      there = sorted(p.name for p in base.iterdir() if p.is_dir())
+      raise UserError(
+        f"folder:{path} has no split (sub-folder) {split!r}: "
+        f"there is {', '.join(there[:10]) or 'none; leave the split empty'}"
+      )
+    inside = root.relative_to(base).as_posix()
+    prefix = "" if inside == "." else f"{inside}/"
+    self._base = str(base.absolute())
+    self._paths = sorted(_image_paths(str(root), prefix))
+    if not self._paths:
+      raise UserError(
+        f"folder:{path}: no images in {root}; "
+        f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
+      )
+    # One list, not two equal ones, where all names are plain: there may be
+    # millions, and each worker process gets a copy.
+    self._keys = self._paths
+    if any(map(_UNPRINTABLE.search, self._paths)):
+      self._keys = [_printable(path) for path in self._paths]
+    self._labels: list[int] | None = None
+    self.num_classes: int | None = None
+    below = [path[len(prefix) :].split("/") for path in self._paths]
+    if all(len(parts) == 2 for parts in below):
+      names = sorted({folder for folder, _ in below})
+      numbers = {name: i for i, name in enumerate(names)}
+      self._labels = [numbers[folder] for folder, _ in below]
+      self.num_classes = len(numbers)
+
+  @property
+  def keys(self) -> Sequence[str]:
+    """The keys of all records, in their order."""
+    return self._keys
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Record:
+    return {
+      "image": pathlib.Path(self._base, self._paths[index]).read_bytes(),
+      "index": index,
+      "key": self._keys[index],
+      "label": None if self._labels is None else self._labels[index],
+    }
+
+
+def write_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
+  """Writes the keys of a folder, one per line, whole or not at all.
+
+  Args:
+    path: the file.
+    keys: `Folder.keys`: printable, without line breaks.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  write_whole(path, "".join(f"{key}\n" for key in keys).encode())
+
+
+def check_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
+  """Holds a folder against the list that was written when the run began.
+
+  The memories address an image by its place in the list: with a file more or
+  less, every feature after it would be another image's.
+
+  Args:
+    path: the file, as `write_list` left it.
+    keys: `Folder.keys` as they are now.
+
+  Raises:
+    UserError: they differ; the message says in what.
+    OSError: the list cannot be read.
+  """
+  data = pathlib.Path(path).read_bytes()
+  # Not splitlines(): it breaks lines at more than line feeds.
+  kept = data.decode(errors="replace").split("\n")[:-1]
+  if kept == list(keys):
+    return
+  then, now = set(kept), set(keys)
+  new = sorted(now - then)
+  gone = sorted(then - now)
+  differences = [
+    f"{len(names):,} {what} ({', '.join(names[:3])}"
+    f"{', ...' if len(names) > 3 else ''})"
+    for names, what in ((new, "new"), (gone, "gone"))
+    if names
+  ]
+  raise UserError(
+    "the folder of images is not as it was when this run began, as kept in "
+    f"{path}: {' and '.join(differences) or 'the order is another'}; restore "
+    "the folder, or start in a new --workdir"
+  )
+
+
+def _image_paths(root: str, prefix: str) -> Iterator[str]:
+  """Yields `prefix` + the path below `root`, with "/", of every image."""
+  seen = set()
+  stack = [(root, prefix)]
+  while stack:
+    folder, prefix = stack.pop()
+    subfolders = []
+    try:
+      status = os.stat(folder)
+      # A link to a folder above would be walked for ever.
+      if (identity := (status.st_dev, status.st_ino)) in seen:
+        continue
+      seen.add(identity)
+      with os.scandir(folder) as entries:
+        for entry in entries:
+          name = entry.name
+          if name.startswith("."):
+            continue
+          if _is_folder(entry):
+            subfolders.append(name)
+          elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+            yield prefix + name
+    except OSError as error:
+      # Left out, its images would be missed by nobody.
+      raise UserError(
+        f"folder {folder!r} cannot be listed: {error.strerror}; make it "
+        "readable or move it away"
+      ) from error
+    # Sorted, or chance would choose between two links to one folder.
+    for name in sorted(subfolders, reverse=True):
+      stack.append((os.path.join(folder, name), f"{prefix}{name}/"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself
+    return False
+
+
+def _printable(path: str) -> str:
+  return _UNPRINTABLE.sub(lambda found: _escaped(found.group()), path)
+
+
+def _escaped(character: str) -> str:
+  """Returns the escape of one character, as in Python's own strings."""
+  code = ord(character)
+  if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
+    return f"\\x{code - 0xDC00:02x}"
+  if code >= 0x80:  # \x85 is a byte already
+    return f"\\u{code:04x}"
+  return character.encode("unicode_escape").decode()

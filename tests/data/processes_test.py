@@ -1,0 +1,147 @@
+"""One or two JAX processes: the same images, crops and augmentations."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# A process of its own imports this file too, and must set up JAX first.
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STEPS, BATCH_SIZE, DEVICES = 3, 8, 4
+
+
+def work(process, count, port, folder, out):
+  """Reads and augments some batches as process `process` of `count`."""
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", DEVICES // count)
+  if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, process)
+  from ml_collections import ConfigDict
+
+  from odc_jax import mesh as mesh_lib
+  from odc_jax.data import augment, loader, sources
+  from odc_jax.data.decode import Crop
+
+  data = ConfigDict(
+    {
+      "sampling": "replacement",
+      "num_threads": 2,
+      "num_workers": 0,
+      "prefetch": 2,
+    }
+  )
+  strengths = ConfigDict(
+    {
+      "flip": 0.5,
+      "rotation": 10.0,
+      "translate": 2,
+      "jitter_p": 0.8,
+      "brightness": 0.4,
+      "contrast": 0.4,
+      "saturation": 0.4,
+      "hue": 0.1,
+      "gray": 0.2,
+      "blur": 0.5,
+      "blur_sigma": (0.1, 2.0),
+      "solarize": 0.2,
+      "sobel": False,
+      "mean": (0.5, 0.5, 0.5),
+      "std": (0.25, 0.25, 0.25),
+    }
+  )
+  mesh = mesh_lib.make_mesh()
+  rows = mesh_lib.rows(mesh)
+  batches = loader.train_batches(
+    sources.make(f"folder:{folder}"),
+    data,
+    batch_size=BATCH_SIZE,
+    crops=[
+      Crop(16, (0.3, 1.0), (0.75, 1.33), views=2),
+      Crop(8, (0.05, 0.3), (0.75, 1.33), views=1),
+    ],
+    seed=5,
+    process_index=process,
+    process_count=count,
+  )
+
+  @jax.jit
+  def augmented(step, images, index):
+    key = jax.random.fold_in(jax.random.key(5), step)
+    return augment.augment_views(strengths, key, images, index)
+
+  saved = {}
+  with jax.set_mesh(mesh):
+    for step in range(STEPS):
+      batch = next(batches)
+      large, small = batch["image"]
+      images, index = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(rows, x),
+        ((large, small), batch["index"]),
+      )
+      views = augmented(step, images, index)
+      for name, array in {
+        "large": images[0],
+        "small": images[1],
+        "index": index,
+        "large augmented": views[0],
+        "small augmented": views[1],
+      }.items():
+        for shard in array.addressable_shards:
+          row = shard.index[0].start or 0
+          saved[f"{step}/{name}/{row}"] = np.asarray(shard.data)
+  batches.close()
+  np.savez(out, **saved)
+
+
+def run_processes(count, folder, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  outs = [tmp_path / f"{count}_{process}.npz" for process in range(count)]
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        "from tests.data.processes_test import work; "
+        f"work({process}, {count}, {port}, {str(folder)!r}, {str(out)!r})",
+      ],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for process, out in enumerate(outs)
+  ]
+  for process in processes:
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+  return [dict(np.load(out)) for out in outs]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  for i in range(11):
+    image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(path / f"{i:02d}.png")
+  (path / "07.png").write_text("no image")
+  return path
+
+
+def test_two_processes_see_the_halves_of_what_one_sees(folder, tmp_path):
+  (alone,) = run_processes(1, folder, tmp_path)
+  first, second = run_processes(2, folder, tmp_path)
+  assert len(alone) == STEPS * 5 * DEVICES
+  assert not first.keys() & second.keys()
+  halves = first | second
+  assert halves.keys() == alone.keys()
+  for name, array in alone.items():
+    np.testing.assert_array_equal(halves[name], array, err_msg=name)
