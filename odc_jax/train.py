@@ -153,22 +153,22 @@ def _run(config, workdir, mesh, stack):
   )
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
-  resuming = checkpoint.any_in(workdir)
-  list_path = workdir / "images.txt"
-  if train_source.keys is not None and resuming:
-    folder.check_list(list_path, train_source.keys)
-  config_lib.write(config, workdir, resuming)
-  if train_source.keys is not None and not resuming:
-    folder.write_list(list_path, train_source.keys)
-  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
-  stack.callback(checkpoints.close)
 
-  # ---------------------------------------------------------- bad images ---
-  bad_path = workdir / "bad_images.txt"
+  # ------------------------------------------------------ work directory ---
+  resuming = checkpoint.any_in(workdir)
+  names_path, bad_path = workdir / "images.txt", workdir / "bad_images.txt"
+  names = train_source.keys
+  if names is not None and resuming:
+    folder.check_list(names_path, names)
+  config_lib.write(config, workdir, resuming)
+  if names is not None and not resuming:
+    folder.write_list(names_path, names)
   if not resuming:
     bad_path.unlink(missing_ok=True)
   bad_train = BadImages(bad_path, "train", num_examples, config.data)
   bad_test = BadImages(bad_path, "eval", len(test_source or ()), config.data)
+  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
+  stack.callback(checkpoints.close)
 
   # ---------------------------------------------------------- evaluation ---
   def forward(params, batch_stats, images):
@@ -295,7 +295,7 @@ def _run(config, workdir, mesh, stack):
           if train_features is None or step:
             train_features = extract_train(state)
           scalars = evaluate(state, train_features)
-          if new:
+          if new and scalars:
             log.write(step, scalars)
         if new and (last or stop or step % checkpoint_every == 0):
           writer.flush()

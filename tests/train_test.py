@@ -69,11 +69,12 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
         ):
           np.testing.assert_allclose(other[name], value, atol=0.03)
         elif name.startswith("train/"):
-          # Rounding decides which of two nearly equal centroids an image
-          # goes to; one such image moves the loss of its batch by 1e-3, and
-          # the accuracy by 1 / 128.
+          # At first only sums are rounded differently. Then an image lies
+          # between two clusters, rounding decides where it goes, and the loss
+          # of its batch moves by 1e-3: over five seeds at most 2.3e-3.
+          rtol = 1e-5 if line["step"] == 2 else 5e-3
           np.testing.assert_allclose(
-            other[name], value, rtol=5e-3, atol=1e-4, err_msg=name
+            other[name], value, rtol=rtol, atol=1e-6, err_msg=name
           )
     assert np.mean(clusters == other_clusters) > 0.97
 

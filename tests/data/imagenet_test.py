@@ -18,6 +18,7 @@ from PIL import Image
 
 from configs import odc_imagenet
 from odc_jax.data import loader, prepare, sources
+from odc_jax.data.decode import Crop
 
 pytestmark = pytest.mark.slow
 
@@ -151,12 +152,12 @@ def test_both_formats_hold_the_files_of_the_archives(opened, named):
 
 def test_both_formats_give_the_same_batches(opened):
   config = odc_imagenet.get_config().data
-  config.image_size = 64
+  crop = Crop(64, config.crop_scale, config.crop_ratio)
   config.num_threads = 2
   read = []
   for source in opened(config.split):
     batches = loader.train_batches(
-      source, config, batch_size=16, views=1, seed=0
+      source, config, batch_size=16, crops=[crop], seed=0
     )
     read.append(list(itertools.islice(batches, 6)))
     batches.close()
