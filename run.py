@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
   config_name = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = WORKDIR.value or f"runs/{_run_name(config_name)}"
   modes = {"train": train.run}
-  summary = modes[MODE.value](CONFIG.value, pathlib.Path(workdir))
+  # A shell leaves the ~ of --workdir=~/x to us.
+  workdir = pathlib.Path(workdir).expanduser()
+  summary = modes[MODE.value](CONFIG.value, workdir)
   for name, value in summary.items():
     print(f"{name:28} {value:.4f}")
   print(f"written to {workdir}")
@@ -85,3 +87,6 @@ if __name__ == "__main__":
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print("stopped; the same command starts again", file=sys.stderr)
+    sys.exit(130)

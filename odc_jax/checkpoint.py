@@ -38,6 +38,7 @@ class Checkpoints:
       ),
     )
     self._sealing: threading.Thread | None = None
+    self._failure: Exception | None = None
 
   def steps(self) -> list[int]:
     """Returns the steps that there is a checkpoint of, ascending."""
@@ -103,10 +104,21 @@ class Checkpoints:
     return None
 
   def wait(self) -> None:
-    """Returns when everything is on disk."""
+    """Returns when everything is on disk.
+
+    Raises:
+      UserError: If the last checkpoint could not be written.
+    """
     if self._sealing is not None:
       self._sealing.join()
       self._sealing = None
+    if self._failure is not None:
+      failure, self._failure = self._failure, None
+      raise UserError(
+        f"cannot write a checkpoint to {self.folder}: "
+        f"{str(failure).splitlines()[0]}; make room, and the same command goes "
+        "on from the checkpoint before"
+      ) from failure
 
   def close(self) -> None:
     """Waits, and lets go of Orbax's threads."""
@@ -115,12 +127,15 @@ class Checkpoints:
 
   def _seal(self) -> None:
     """Waits for Orbax, then writes the digests that are missing."""
-    self._manager.wait_until_finished()
-    for folder in self.folder.iterdir():
-      if folder.name.isdecimal() and not (folder / _SEAL).exists():
-        partial = folder / f"{_SEAL}.partial"
-        partial.write_text(json.dumps(_digests(folder)))
-        partial.rename(folder / _SEAL)
+    try:
+      self._manager.wait_until_finished()
+      for folder in self.folder.iterdir():
+        if folder.name.isdecimal() and not (folder / _SEAL).exists():
+          partial = folder / f"{_SEAL}.partial"
+          partial.write_text(json.dumps(_digests(folder)))
+          partial.rename(folder / _SEAL)
+    except Exception as error:  # a full disk, in whatever words Orbax has
+      self._failure = error  # raised where the run waits
 
   def _problem(self, step: int) -> str | None:
     """Returns what is wrong with the files of a checkpoint, or None.

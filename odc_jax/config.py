@@ -12,6 +12,23 @@ from odc_jax.errors import UserError
 # anything, so that it would object to every use of one.
 Config: TypeAlias = Any
 
+# Whole numbers and the least that makes sense.
+_LEAST = {
+  "batch_size": 1,
+  "num_epochs": 0,
+  "log_every": 1,
+  "checkpoint_every_epochs": 1,
+  "keep_checkpoints": 1,
+  "data.image_size": 1,
+  "data.num_threads": 0,
+  "data.num_workers": 0,
+  "data.prefetch": 1,
+  "eval.every_epochs": 1,
+  "eval.batch_size": 1,
+  "model.width": 1,
+}
+_PAIRS = ("data.crop_scale", "data.crop_ratio", "augment.blur_sigma")
+
 # What may change when a run goes on: it says how the work is done, and has no
 # part in what comes out.
 _MAY_CHANGE = (
@@ -35,11 +52,25 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
     UserError: If the sizes do not go together.
   """
   source, batch_size = config.data.source, config.batch_size
+  for name, least in _LEAST.items():
+    if (value := _value(config, name)) < least:
+      raise UserError(f"{name}={value} is less than {least}: --config.{name}")
+  for name in _PAIRS:
+    value = _value(config, name)
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+      raise UserError(
+        f"{name}={value} is no pair of a least and a greatest value above 0; "
+        f"set both: --config.{name}=(a,b)"
+      )
+  if num_examples < 2:
+    raise UserError(
+      f"{source} has one image only; clustering needs two or more"
+    )
   if not 1 < config.num_clusters <= num_examples:
     raise UserError(
       f"num_clusters={config.num_clusters} is not between 2 and the "
       f"{num_examples} images of {source}; choose another with "
-      f"--config.num_clusters={max(2, num_examples // 100)}"
+      f"--config.num_clusters={max(2, min(10, num_examples // 4))}"
     )
   if not 0 < batch_size <= num_examples:
     raise UserError(
@@ -77,7 +108,17 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   path = workdir / "config.json"
   new = json.loads(config.to_json())
   if resuming:
-    old = json.loads(path.read_text()) if path.exists() else {}
+    try:
+      old = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{workdir} holds a run whose config.json is missing or damaged; put "
+        "it back, or choose another --workdir"
+      ) from error
+    sources = [part["data"]["source"] for part in (old, new)]
+    if all(source.startswith("folder:") for source in sources):
+      # Where the folder lies: that it is the same one, images.txt has shown.
+      old["data"]["source"] = sources[1]
     for *sections, key in _MAY_CHANGE:
       section, was = new, old
       for name in sections:
@@ -94,6 +135,12 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   partial = workdir / "config.json.partial"
   partial.write_text(json.dumps(new, indent=2) + "\n")
   partial.rename(path)
+
+
+def _value(config: Config, name: str) -> Any:
+  for part in name.split("."):
+    config = config[part]
+  return config
 
 
 def _differences(old: Any, new: Any, name: str = "config") -> list[str]:

@@ -57,7 +57,7 @@ def fill(
 def _batch_size(config, n, num_devices):
   """Returns n / 16 in powers of two."""
   size = 2 ** (max(8, min(256, n // 16)).bit_length() - 1)
-  size = -(-size // num_devices) * num_devices
+  size = min(n, -(-size // num_devices) * num_devices)
   return size, (
     f"{n:,} images / 16, as a power of two from 8 to 256"
     + (f", split over {num_devices} devices" if num_devices > 1 else "")
@@ -94,11 +94,11 @@ def _decay_epochs(config, n, num_devices):
 
 def _eval_every(config, n, num_devices):
   every = max(1, round(config.num_epochs / 20))
-  return every, "20 times in the run"
+  return every, "20 times in the run, or every epoch"
 
 
 def _checkpoint_every(config, n, num_devices):
-  steps = max(1, n // config.batch_size)
+  steps = max(1, n // max(1, config.batch_size))
   return max(1, round(500 / steps)), (
     f"about every 500 steps, of which an epoch has {steps}"
   )

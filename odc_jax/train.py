@@ -130,6 +130,11 @@ def _run(config, workdir, mesh, stack):
   num_examples = len(train_source)
   config, reasons = sizes.fill(config, num_examples, mesh.size)
   config = config_lib.resolve(config, num_examples, mesh.size)
+  classes = train_source.num_classes
+  print(
+    f"{num_examples:,} images in {config.data.source}, "
+    + (f"of {classes} classes" if classes else "without labels")
+  )
   for line in reasons:
     print(line)
   # Asked for once here, so that a mistake shows before anything is computed.
@@ -158,13 +163,19 @@ def _run(config, workdir, mesh, stack):
   resuming = checkpoint.any_in(workdir)
   names_path, bad_path = workdir / "images.txt", workdir / "bad_images.txt"
   names = train_source.keys
-  if names is not None and resuming:
-    folder.check_list(names_path, names)
-  config_lib.write(config, workdir, resuming)
-  if names is not None and not resuming:
-    folder.write_list(names_path, names)
-  if not resuming:
-    bad_path.unlink(missing_ok=True)
+  try:
+    if names is not None and resuming:
+      folder.check_list(names_path, names)
+    config_lib.write(config, workdir, resuming)
+    if names is not None and not resuming:
+      folder.write_list(names_path, names)
+    if not resuming:
+      bad_path.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"the work directory {workdir} cannot be used: {error}; choose another "
+      "--workdir"
+    ) from error
   bad_train = BadImages(bad_path, "train", num_examples, config.data)
   bad_test = BadImages(bad_path, "eval", len(test_source or ()), config.data)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
@@ -340,16 +351,16 @@ def _run(config, workdir, mesh, stack):
 def _stop_signals():
   """Yields a list that SIGINT or SIGTERM puts its number into.
 
-  The second one interrupts at once, as usual.
+  A second one interrupts at once, as usual.
   """
   caught: list[int] = []
   before = {}
 
   def note(number, frame):
     del frame
-    if caught:
-      signal.signal(number, before[number])
     caught.append(number)
+    for number, handler in before.items():
+      signal.signal(number, handler)
     print("saving; once more to stop at once", file=sys.stderr, flush=True)
 
   for number in (signal.SIGINT, signal.SIGTERM):

@@ -174,6 +174,12 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before(
       [QUICK, "--config.batch_size=4096"],
       ["batch_size=4096", "1797 images", "--config.batch_size"],
     ),
+    ([QUICK, "--config.batch_size=0"], ["batch_size=0 is less than 1"]),
+    ([QUICK, "--config.log_every=0"], ["log_every=0 is less than 1"]),
+    (
+      [QUICK, "--config.data.crop_scale=(0.5,0.2)"],
+      ["data.crop_scale=(0.5, 0.2)", "--config.data.crop_scale=(a,b)"],
+    ),
     ([QUICK, "--config.model.group_size=7"], ["group_size=7"]),
     ([QUICK, "--config.model.name=resnet19"], ["resnet19", "resnet18"]),
     ([QUICK, "--config.method=odd"], ["'odd'", "odc"]),
@@ -194,6 +200,25 @@ def test_mistakes_are_answered_in_one_line(environment, tmp_path, flags, words):
   workdir = tmp_path / "run"
   assert_refused(run(environment, workdir, *flags), *words)
   assert not list(workdir.glob("checkpoints/*"))
+
+
+def test_a_work_directory_that_cannot_be_one_is_refused(environment, tmp_path):
+  path = tmp_path / "file"
+  path.write_text("I was here first")
+  assert_refused(run(environment, path, QUICK), str(path), "--workdir")
+  assert path.read_text() == "I was here first"
+
+
+def test_a_run_that_lost_its_config_is_refused(environment, finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  for damage_it in (
+    lambda path: path.write_text(path.read_text()[:100]),
+    lambda path: path.unlink(),
+  ):
+    damage_it(workdir / "config.json")
+    assert_refused(
+      run(environment, workdir, *SHORT), "config.json", "--workdir"
+    )
 
 
 def test_imagenet_that_is_not_prepared_comes_with_the_steps(

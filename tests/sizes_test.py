@@ -31,6 +31,7 @@ def folder_config(**overrides):
     # At least ten clusters, of 20 images each: 0.16 of that is 3.2.
     (200, 8, 10, 3, 400),
     (12, 8, 3, 1, 400),
+    (5, 5, 2, 1, 400),
   ],
 )
 def test_sizes_follow_from_the_number_of_images(

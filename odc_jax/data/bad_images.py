@@ -86,14 +86,16 @@ class BadImages:
           "--config.data.on_error=replace"
         )
       self.indices.add(image.index)
-      fields = (self._data_set, image.index, image.key, image.reason)
-      line = "\t".join(" ".join(str(field).split()) for field in fields)
+      # A key is printable and stays as it is; a reason may have any form.
+      reason = " ".join(image.reason.split())
+      line = f"{self._data_set}\t{image.index}\t{image.key}\t{reason}"
       with self._path.open("a") as file:
         file.write(line + "\n")
       if len(self) > self._limit:
         raise UserError(
-          f"more than {self._config.max_bad_fraction:.3g} of the "
-          f"{self._num_examples} images cannot be read, among them "
-          f"{image.key!r}: {image.reason}; {self._path} names those met so "
-          "far. Repair or remove them, or raise --config.data.max_bad_fraction"
+          f"{len(self)} of the {self._num_examples} images met so far cannot "
+          f"be read, and --config.data.max_bad_fraction="
+          f"{self._config.max_bad_fraction:.3g} allows {int(self._limit)}: "
+          f"{image.key!r} ({image.reason}), and what {self._path} names. "
+          "Repair or remove them, or raise that fraction"
         )

@@ -90,8 +90,11 @@ class Folder:
     return len(self._paths)
 
   def __getitem__(self, index: int) -> Record:
+    path = pathlib.Path(self._base, self._paths[index])
+    if path.exists() and not path.is_file():
+      raise OSError("not a regular file")  # a pipe would never end
     return {
-      "image": pathlib.Path(self._base, self._paths[index]).read_bytes(),
+      "image": path.read_bytes(),
       "index": index,
       "key": self._keys[index],
       "label": None if self._labels is None else self._labels[index],

@@ -6,7 +6,10 @@ the step number, resuming costs nothing, and neither threads nor worker
 processes nor the number of hosts can change what the training sees.
 """
 
+import contextlib
 import functools
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -250,6 +253,14 @@ class _ReadTrainBatch:
     self.rows = rows
     self.crops = crops
     self.seed = seed
+
+  def __setstate__(self, state):
+    self.__dict__ = state
+    # In a worker process: Ctrl-C reaches all processes of a terminal, and the
+    # first of them decides when the others end.
+    with contextlib.suppress(ValueError):  # not in the main thread
+      if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def __call__(self, step: int) -> Batch:
     start = time.thread_time()

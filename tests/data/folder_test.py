@@ -225,3 +225,11 @@ def test_a_folder_survives_pickling(tmp_path):
   copy = pickle.loads(pickle.dumps(source))
   assert len(copy) == len(source)
   np.testing.assert_equal(copy[0], source[0])
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+  save(tmp_path / "a.png")
+  os.mkfifo(tmp_path / "pipe.jpg")
+  source = sources.make(f"folder:{tmp_path}", "")
+  with pytest.raises(OSError, match="not a regular file"):
+    source[1]
