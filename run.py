@@ -3,10 +3,12 @@
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from odc_jax import huge_pages, launch
 from odc_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -16,7 +18,42 @@ WORKDIR = flags.DEFINE_string(
   "workdir", None, "where to write; default: runs/<name of the config>"
 )
 MODE = flags.DEFINE_enum(
-  "mode", "train", ["train"], "train: train or go on, then evaluate"
+  "mode",
+  "train",
+  ["train", "plan"],
+  "train: train or go on, then evaluate; plan: print what that will need",
+)
+TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  "",
+  "plan: for this TPU slice, such as v5e:16x16, not these devices",
+)
+NUM_EXAMPLES = flags.DEFINE_integer(
+  "num_examples", 0, "plan: images; default: as many as the data set has"
+)
+IMAGES_PER_SECOND = flags.DEFINE_float(
+  "images_per_second", 0.0, "plan: for the hours that the run will take"
+)
+PLATFORM = flags.DEFINE_enum(
+  "platform",
+  "auto",
+  ["auto", "cpu", "gpu", "tpu"],
+  "where to compute; auto refuses the CPU where there is a GPU or a TPU",
+)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "host:port on the machine of process 0; for several processes that neither "
+  "srun nor mpirun nor a TPU pod started",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "how many there are; 1: run alone, ask no launcher"
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "which of them this is, from 0"
+)
+START_TIMEOUT = flags.DEFINE_float(
+  "start_timeout", 300, "seconds to wait for the other processes", 1
 )
 
 
@@ -26,18 +63,51 @@ def main(argv: list[str]) -> None:
     raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
   # Orbax tells of its every move.
   logging.set_verbosity(logging.WARNING)
+  if MODE.value == "plan" and TOPOLOGY.value:
+    _plan()
+    return
+  launch.start(
+    platform=PLATFORM.value,
+    coordinator=COORDINATOR.value,
+    num_processes=NUM_PROCESSES.value,
+    process_id=PROCESS_ID.value,
+    timeout=START_TIMEOUT.value,
+  )
+  if MODE.value == "plan":
+    _plan()
+    return
+  for flag in (TOPOLOGY, NUM_EXAMPLES, IMAGES_PER_SECOND):
+    if flag.value:
+      raise UserError(f"--{flag.name} needs --mode=plan")
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
-  from odc_jax import train
+  from odc_jax import processes, train
 
   config_name = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = WORKDIR.value or f"runs/{_run_name(config_name)}"
-  modes = {"train": train.run}
   # A shell leaves the ~ of --workdir=~/x to us.
   workdir = pathlib.Path(workdir).expanduser()
-  summary = modes[MODE.value](CONFIG.value, workdir)
+  with processes.together():
+    summary = train.run(CONFIG.value, workdir)
   for name, value in summary.items():
-    print(f"{name:28} {value:.4f}")
-  print(f"written to {workdir}")
+    processes.say(f"{name:28} {value:.4f}")
+  processes.say(f"written to {workdir}")
+
+
+def _plan() -> None:
+  """Prints what the run would need."""
+  from odc_jax import topology
+
+  if TOPOLOGY.value:
+    topology.prepare_environment()
+  # Late: JAX reads the environment when it is imported.
+  from odc_jax import plan
+
+  plan.run(
+    CONFIG.value,
+    topology_name=TOPOLOGY.value,
+    num_examples=NUM_EXAMPLES.value,
+    images_per_second=IMAGES_PER_SECOND.value,
+  )
 
 
 def _run_name(config_file: str) -> str:
@@ -82,11 +152,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+  huge_pages.restart_with()
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    launch.leave(2)
   except KeyboardInterrupt:
     print("stopped; the same command starts again", file=sys.stderr)
-    sys.exit(130)
+    launch.leave(130)
+  except Exception:
+    traceback.print_exc()
+    launch.leave(1)

@@ -16,9 +16,7 @@ would flatter. Prints a table and one JSON line.
 """
 
 import argparse
-import importlib.util
 import json
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,16 +25,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import odc_imagenet
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax import optim, train
+from odc_jax import optim, xla
 from odc_jax import state as state_lib
 from odc_jax.data import augment
 from odc_jax.methods import odc
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
+from odc_jax.program import make_step
 
-CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "odc_imagenet.py"
 NUM_EXAMPLES = 1024
 
 OFF = {
@@ -84,12 +83,7 @@ SWAV = {
 
 def make_config(args) -> ConfigDict:
   """Returns the ImageNet experiment over few images and clusters."""
-  spec = importlib.util.spec_from_file_location("odc_imagenet", CONFIG)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config: Any = odc_imagenet.get_config()
   config.batch_size = args.batch_size
   config.num_clusters = 64
   config.model.group_size = 0
@@ -119,7 +113,7 @@ def time_augmentation(section, changes, repeats, images, index) -> float:
   return seconds(repeats, lambda: run(key, images, index))
 
 
-def time_step(config, repeats, images, index) -> float:
+def time_step(config, mesh, repeats, images, index) -> float:
   """Returns seconds per training step without its augmentation."""
   network = functional(
     lambda rngs: build(config.model, config.num_clusters, rngs)
@@ -127,10 +121,11 @@ def time_step(config, repeats, images, index) -> float:
   optimizer = optim.make(config.optimizer, NUM_EXAMPLES // config.batch_size)
   init = state_lib.init_function(config, odc, network, optimizer, NUM_EXAMPLES)
   step = jax.jit(
-    train.make_step(
+    make_step(
       config, odc, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,
+    compiler_options=xla.compiler_options(mesh),
   )
   state = jax.jit(init)()
   batch = {"image": augment.normalize(config.augment, images), "index": index}
@@ -177,7 +172,7 @@ def main() -> None:
       name: measure({**OFF, **changes}) for name, changes in OPERATIONS.items()
     }
     recipes = {"ODC": measure({}), "SwAV": measure({**OFF, **SWAV})}
-    step = time_step(config, args.repeats, images, index)
+    step = time_step(config, mesh, args.repeats, images, index)
   print(
     f"{args.batch_size} images of {args.image_size} x {args.image_size} on "
     f"{jax.device_count()} {jax.default_backend()} device(s), "

@@ -9,32 +9,27 @@ Prints a table of medians over the seeds and one JSON line.
 """
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from absl import logging
 from sklearn import cluster, datasets, metrics, neighbors
 
+from configs import odc_digits
 from odc_jax import train
 from odc_jax.evals.clustering import purity
 
-CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "odc_digits.py"
 COLUMNS = ("knn_top1", "purity_labels", "nmi_labels", "ari_labels")
 
 
 def run(seed: int, **overrides) -> dict[str, float]:
   """Returns the summary of one run, with its seconds and its empty clusters."""
-  spec = importlib.util.spec_from_file_location("odc_digits", CONFIG)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config: Any = odc_digits.get_config()
   config.update({"seed": seed, **overrides})
   with tempfile.TemporaryDirectory() as folder:
     begin = time.perf_counter()

@@ -1,7 +1,11 @@
 """Our k-means against faiss, on the same rows, from the same start.
 
-  python -m benchmarks.kmeans [--num-examples 200000 --dim 256
-    --num-clusters 1000 --iters 20 --devices 1 --repeats 1]
+  python -m benchmarks.kmeans [--num-examples=200000 --dim=256
+    --num-clusters=1000 --iters=20 --devices=1 --repeats=1]
+
+Those are a CPU's defaults. On a GPU or TPU they are ImageNet's, 1,281,167 rows
+and 10,000 clusters, and faiss, which runs on the host, is left out unless
+--faiss asks for it.
 
 The rows are a mixture of as many unit-norm clusters as are asked for: unit
 Gaussian directions plus Gaussian noise of norm --noise, normalised again, as
@@ -15,8 +19,13 @@ clusters enough not to reach one, and "converged" in the JSON says whether it
 did: the times then do not compare. faiss is run with one thread and with all,
 and its better time counts, since on a busy machine more can be slower.
 
-Compilation is reported apart. Prints a table and a line of
-JSON; asserts nothing.
+FLOPs are those of the scores, 2 N K D an iteration and as many for the final
+assignment. They are computed in float32; on an accelerator the table holds them
+against its peaks (`benchmarks/peak.py`) in float32 and, what it could do at
+most, bfloat16.
+
+Compilation is reported apart. Prints a table and a line of JSON; asserts
+nothing.
 """
 
 import argparse
@@ -71,27 +80,32 @@ def run_faiss(faiss, x, init, iters, threads):
 def main() -> None:
   """Runs both and prints."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--num-examples", type=int, default=200_000)
+  parser.add_argument("--num-examples", type=int)
   parser.add_argument("--dim", type=int, default=256)
-  parser.add_argument("--num-clusters", type=int, default=1000)
+  parser.add_argument("--num-clusters", type=int)
   parser.add_argument("--iters", type=int, default=20)
   parser.add_argument("--noise", type=float, default=8.0)
   parser.add_argument("--devices", type=int, default=1)
   parser.add_argument("--repeats", type=int, default=1)
   parser.add_argument("--chunk-size", type=int, default=None)
+  parser.add_argument("--faiss", action=argparse.BooleanOptionalAction)
   args = parser.parse_args()
 
   # Only counts on a CPU; has to be set before anything asks for a device.
   jax.config.update("jax_num_cpu_devices", args.devices)
+  from benchmarks import peak
   from odc_jax import mesh as mesh_lib
   from odc_jax.clustering.kmeans import kmeans
 
-  try:
-    import faiss
-  except ImportError:
-    faiss = None
-
-  n, k = args.num_examples, args.num_clusters
+  on_cpu = jax.default_backend() == "cpu"
+  n = args.num_examples or (200_000 if on_cpu else 1_281_167)
+  k = args.num_clusters or (1000 if on_cpu else 10_000)
+  faiss, no_faiss = None, "left out"
+  if on_cpu if args.faiss is None else args.faiss:
+    try:
+      import faiss
+    except ImportError:
+      no_faiss = "not installed: pip install faiss-cpu"
   x = mixture(n, args.dim, k, args.noise)
   init = x[np.random.default_rng(1).choice(n, k, replace=False)]
 
@@ -132,6 +146,12 @@ def main() -> None:
     converged = np.array_equal(before.centroids, result.centroids)
     labels = np.asarray(result.assignments)[:n]
 
+  flops = 2.0 * n * args.dim * k * (args.iters + 1) / min(ours)
+  peaks = {
+    dtype: peak.of_devices(dtype, args.devices)
+    for dtype in ("float32", "bfloat16")
+  }
+  fractions = {dtype: flops / most for dtype, most in peaks.items() if most}
   report = {
     "benchmark": "kmeans",
     "num_examples": n,
@@ -141,6 +161,9 @@ def main() -> None:
     "noise": args.noise,
     "devices": args.devices,
     "platform": jax.default_backend(),
+    "device": jax.devices()[0].device_kind,
+    "flops_per_second": flops,
+    "fraction_of_peak": fractions,
     "seconds": round(min(ours), 3),
     "compile_seconds": round(compilation, 3),
     "inertia": inertia(x, labels, k),
@@ -153,7 +176,7 @@ def main() -> None:
   )
   print(f"{'':10}{'seconds':>10}{'ratio':>8}{'inertia':>14}{'ratio':>10}")
   if faiss_labels is None:
-    print("faiss      not installed: pip install faiss-cpu")
+    print(f"faiss     {no_faiss}")
     report["faiss"] = None
     ratio, inertia_ratio = "", ""
   else:
@@ -175,6 +198,13 @@ def main() -> None:
   print(
     f"{'odc_jax':10}{min(ours):10.2f}{ratio:>8}{report['inertia']:14.1f}"
     f"{inertia_ratio:>10}   (compiled in {compilation:.1f} s)"
+  )
+  print(
+    f"{flops / 1e12:.3f} TFLOP/s"
+    + "".join(
+      f", {100 * fraction:.1f} % of the {dtype} peak"
+      for dtype, fraction in fractions.items()
+    )
   )
   print(json.dumps(report))
 

@@ -114,8 +114,8 @@ def opencv(size):
   return read, crop
 
 
-def loader_rate(source, batch_size, size, threads, workers):
-  """Returns images per second, from the first batch to the last."""
+def start_loader(source, batch_size, size, threads, workers):
+  """Starts the loader that is measured."""
   data = ConfigDict(
     {
       "sampling": "permutation",
@@ -124,13 +124,18 @@ def loader_rate(source, batch_size, size, threads, workers):
       "prefetch": 2 * max(threads, workers, 1),
     }
   )
-  batches = loader.train_batches(
+  return loader.train_batches(
     source,
     data,
     batch_size=batch_size,
     crops=[decode.Crop(size, SCALE, RATIO)],
     seed=0,
   )
+
+
+def loader_rate(source, batch_size, size, threads, workers):
+  """Returns images per second, from the first batch to the last."""
+  batches = start_loader(source, batch_size, size, threads, workers)
   # As many as are under way at once come in a bunch: their time is the next
   # bunch's.
   bunch = max(threads, workers, 1)
@@ -184,21 +189,7 @@ def peak_megabytes():
 
 def memory_by_epoch(source, batch_size, size, threads, epochs):
   """Returns the peak after each epoch of one loader."""
-  data = ConfigDict(
-    {
-      "sampling": "permutation",
-      "num_threads": threads,
-      "num_workers": 0,
-      "prefetch": 2 * threads,
-    }
-  )
-  batches = loader.train_batches(
-    source,
-    data,
-    batch_size=batch_size,
-    crops=[decode.Crop(size, SCALE, RATIO)],
-    seed=0,
-  )
+  batches = start_loader(source, batch_size, size, threads, 0)
   peaks = []
   for _ in range(epochs):
     for _ in range(loader.steps_per_epoch(len(source), batch_size)):

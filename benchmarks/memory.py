@@ -79,7 +79,7 @@ def time_ours(args, features, clusters) -> dict[str, float]:
       previous=jax.device_put(assignments, rows),
     )
     recompute = jax.jit(memory.recompute, static_argnums=1)
-    state = odc.ODCState(samples, recompute(samples, k))
+    state = odc.ODCState(samples, recompute(samples, k), jnp.int32(0))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, embeddings, index, t):
@@ -120,7 +120,8 @@ def time_ours(args, features, clusters) -> dict[str, float]:
       centroids = recompute(samples, k)._replace(
         centroids=state.centroids.centroids
       )
-      state = jax.block_until_ready(odc.ODCState(samples, centroids))
+      state = state._replace(samples=samples, centroids=centroids)
+      jax.block_until_ready(state)
       start = time.perf_counter()
       state, aux = step(state, *batches[i], jnp.int32(i + 1))
       jax.block_until_ready(state)

@@ -113,6 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.log_every = 50
   config.checkpoint_every_epochs = 1
   config.keep_checkpoints = 2
+  config.on_nan = "stop"
   if variant == "quick":
     config.model.width = 16
     config.num_clusters = 100

@@ -105,6 +105,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.log_every = 20
   config.checkpoint_every_epochs = 10
   config.keep_checkpoints = 2
+  config.on_nan = "stop"
   if variant == "quick":
     config.num_epochs = 5
     config.eval.every_epochs = 5

@@ -111,6 +111,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.log_every = 50
   config.checkpoint_every_epochs = "auto"
   config.keep_checkpoints = 2
+  config.on_nan = "stop"
   if variant == "quick":
     config.data.image_size = 64
     config.data.eval_resize = 73

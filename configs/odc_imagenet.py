@@ -118,6 +118,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.log_every = 50
   config.checkpoint_every_epochs = 1
   config.keep_checkpoints = 2
+  config.on_nan = "stop"
   if variant == "quick":
     # 1 % of the images, small: minutes on a GPU.
     config.data.split = "train[:1%]"

@@ -1,5 +1,6 @@
 """The only file that knows Orbax: the whole TrainState, onto any mesh."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -10,7 +11,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from odc_jax import processes
 from odc_jax.errors import UserError
+from odc_jax.files import write_whole
 
 # Digests of a checkpoint's files, in its folder, written once it is complete.
 _SEAL = "sha256.json"
@@ -37,6 +40,7 @@ class Checkpoints:
         max_to_keep=keep, cleanup_tmp_directories=True
       ),
     )
+    self._seals = processes.is_first()
     self._sealing: threading.Thread | None = None
     self._failure: Exception | None = None
 
@@ -74,7 +78,10 @@ class Checkpoints:
     )
     damaged = []
     for step in reversed(self.steps()):
-      problem = self._problem(step)
+      # One process looks at the files, so that all take the same checkpoint.
+      problem = processes.gather(
+        self._problem(step) if processes.is_first() else None
+      )[0]
       if problem is None:
         try:
           restored = self._manager.restore(
@@ -83,13 +90,15 @@ class Checkpoints:
           )
         except Exception as error:  # Orbax has a different one for each case.
           problem = str(error).splitlines()[0]
+        problem = next(filter(None, processes.gather(problem)), None)
       if problem is not None:
         damaged.append(step)
-        print(
-          f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
-          "trying the one before",
-          file=sys.stderr,
-        )
+        if processes.is_first():
+          print(
+            f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
+            "trying the one before",
+            file=sys.stderr,
+          )
         continue
       for bad in damaged:
         # Otherwise the run could not save again when it gets there.
@@ -122,18 +131,22 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, and lets go of Orbax's threads."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      # It raises again what `wait` has reported.
+      with contextlib.suppress(Exception):
+        self._manager.close()
 
   def _seal(self) -> None:
     """Waits for Orbax, then writes the digests that are missing."""
     try:
       self._manager.wait_until_finished()
+      if not self._seals:
+        return
       for folder in self.folder.iterdir():
         if folder.name.isdecimal() and not (folder / _SEAL).exists():
-          partial = folder / f"{_SEAL}.partial"
-          partial.write_text(json.dumps(_digests(folder)))
-          partial.rename(folder / _SEAL)
+          write_whole(folder / _SEAL, json.dumps(_digests(folder)).encode())
     except Exception as error:  # a full disk, in whatever words Orbax has
       self._failure = error  # raised where the run waits
 

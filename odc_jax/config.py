@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from odc_jax.errors import UserError
+from odc_jax.files import write_whole
 
 # A ConfigDict, or a section of one. To a type checker its values could be
 # anything, so that it would object to every use of one.
@@ -27,16 +28,20 @@ _LEAST = {
   "eval.batch_size": 1,
   "model.width": 1,
 }
+_ON_NAN = ("stop", "rollback")
 _PAIRS = ("data.crop_scale", "data.crop_ratio", "augment.blur_sigma")
 
 # What may change when a run goes on: it says how the work is done, and has no
 # part in what comes out.
-_MAY_CHANGE = (
-  ("data", "num_threads"),
-  ("data", "num_workers"),
-  ("data", "prefetch"),
-  ("data", "max_bad_fraction"),
-  ("keep_checkpoints",),
+_MAY_CHANGE = frozenset(
+  {
+    "config.data.num_threads",
+    "config.data.num_workers",
+    "config.data.prefetch",
+    "config.data.max_bad_fraction",
+    "config.keep_checkpoints",
+    "config.on_nan",
+  }
 )
 
 
@@ -62,6 +67,10 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
         f"{name}={value} is no pair of a least and a greatest value above 0; "
         f"set both: --config.{name}=(a,b)"
       )
+  if config.on_nan not in _ON_NAN:
+    raise UserError(
+      f"unknown on_nan {config.on_nan!r}; choose {' or '.join(_ON_NAN)}"
+    )
   if num_examples < 2:
     raise UserError(
       f"{source} has one image only; clustering needs two or more"
@@ -94,6 +103,17 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
   return config
 
 
+def choose(choices: dict[str, Any], name: str, what: str) -> Any:
+  """Returns `choices[name]`.
+
+  Raises:
+    UserError: If there is no such name; says which there are.
+  """
+  if name not in choices:
+    raise UserError(f"unknown {what} {name!r}; choose {', '.join(choices)}")
+  return choices[name]
+
+
 def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   """Writes `config.json`.
 
@@ -115,16 +135,12 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
         f"{workdir} holds a run whose config.json is missing or damaged; put "
         "it back, or choose another --workdir"
       ) from error
-    sources = [part["data"]["source"] for part in (old, new)]
-    if all(source.startswith("folder:") for source in sources):
-      # Where the folder lies: that it is the same one, images.txt has shown.
-      old["data"]["source"] = sources[1]
-    for *sections, key in _MAY_CHANGE:
-      section, was = new, old
-      for name in sections:
-        section, was = section[name], was.setdefault(name, {})
-      was[key] = section[key]
-    differing = _differences(old, new)
+    old, now = identity(old), identity(new)
+    differing = [
+      f"{name} was {old.get(name)!r}, is {now.get(name)!r}"
+      for name in sorted({*old, *now})
+      if old.get(name) != now.get(name)
+    ]
     if differing:
       raise UserError(
         f"{workdir} holds a run of another config: {'; '.join(differing)}. "
@@ -132,9 +148,24 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
       )
   workdir.mkdir(parents=True, exist_ok=True)
   # Whole or not at all: a run killed here can be started again.
-  partial = workdir / "config.json.partial"
-  partial.write_text(json.dumps(new, indent=2) + "\n")
-  partial.rename(path)
+  write_whole(path, (json.dumps(new, indent=2) + "\n").encode())
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns what makes a run this run: the keys that may not change.
+
+  Args:
+    config: As `config.json` holds it.
+
+  Returns:
+    Dotted name -> value. Where a folder lies is left out: that it is the same
+    one, the names of its images show.
+  """
+  flat = _flat(config)
+  source = flat.get("config.data.source", "")
+  if source.startswith("folder:"):
+    flat["config.data.source"] = "folder:"
+  return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}
 
 
 def _value(config: Config, name: str) -> Any:
@@ -143,12 +174,11 @@ def _value(config: Config, name: str) -> Any:
   return config
 
 
-def _differences(old: Any, new: Any, name: str = "config") -> list[str]:
-  """Returns a line for every key in which two configs differ."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    return [
-      line
-      for key in sorted({*old, *new})
-      for line in _differences(old.get(key), new.get(key), f"{name}.{key}")
-    ]
-  return [] if old == new else [f"{name} was {old!r}, is {new!r}"]
+def _flat(node: Any, name: str = "config") -> dict[str, Any]:
+  """Returns dotted name -> value."""
+  if not isinstance(node, dict):
+    return {name: node}
+  flat = {}
+  for key, child in node.items():
+    flat |= _flat(child, f"{name}.{key}")
+  return flat

@@ -159,12 +159,8 @@ def recompute(samples: SampleMemory, num_clusters: int) -> CentroidMemory:
   """
 
   def local(features, assignments):
-    nothing = (
-      jnp.zeros((num_clusters, features.shape[1])),
-      jnp.zeros((num_clusters,), jnp.int32),
-    )
     return jax.lax.psum(
-      assign.add_by_cluster(*nothing, features, assignments), AXIS
+      assign.sum_by_cluster(features, assignments, num_clusters), AXIS
     )
 
   sums, counts = mesh_lib.per_shard(

@@ -5,10 +5,11 @@ else is replicated. All code runs inside `jax.set_mesh(make_mesh())`, so that
 no function has to be handed the mesh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -16,13 +17,24 @@ ROWS = PartitionSpec(AXIS)
 REPLICATED = PartitionSpec()
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-  """Returns a mesh of one axis over the first `num_devices` (default: all)."""
-  devices = jax.devices()[:num_devices]
-  # Auto, and said so: jax.make_mesh defaults to Explicit, on which plain
-  # indexing of a sharded array is an error.
-  return jax.make_mesh(
-    (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
+def make_mesh(
+  num_devices: int | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Returns a mesh of one axis over the first `num_devices` (default: all).
+
+  Args:
+    num_devices: How many.
+    devices: Of these, which need not exist; default: those that are there.
+  """
+  # A process's devices side by side, so that its share of a batch is one range
+  # of rows; jax.make_mesh may order them by how they are wired.
+  devices = sorted(
+    jax.devices() if devices is None else devices,
+    key=lambda device: (device.process_index, device.id),
+  )
+  # Auto, and said so: on Explicit plain indexing of a sharded array raises.
+  return Mesh(
+    np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,)
   )
 
 

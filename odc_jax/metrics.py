@@ -11,11 +11,16 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from odc_jax.files import write_whole
+from odc_jax.health import Finding, Health
+
 # Every scalar that a run can log. Names are a contract: scripts read them.
 # "labels" in a name means ground truth; the pseudo-labels are "clusters".
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/embedding_std": "spread of the batch's embeddings over the sphere: 0 "
+  "where all are the same, at most 1",
   "train/learning_rate": "of the backbone",
   "train/bad_images": "training images met so far that cannot be read",
   "cluster/label_change": "batch images whose cluster changed",
@@ -26,6 +31,7 @@ SCALARS = {
   "cluster/max_size": "images in the largest cluster",
   "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
   "cluster/dissolved": "small clusters dissolved in this step",
+  "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
   "eval/knn_top1": "kNN top-1 on frozen backbone features",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
   "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
@@ -38,10 +44,22 @@ SCALARS = {
 
 
 class MetricWriter:
-  """Writes scalars to `metrics.jsonl`, TensorBoard and the terminal."""
+  """Writes scalars to `metrics.jsonl`, TensorBoard and the terminal.
+
+  What they say about the run's health goes to standard error and, an object a
+  line, to `warnings.jsonl`, which is not there while all is well.
+
+  Attributes:
+    logged_at_start: Names that were already logged for the step at which the
+      run goes on.
+  """
 
   def __init__(
-    self, workdir: pathlib.Path, resumed_at: int | None, num_steps: int
+    self,
+    workdir: pathlib.Path,
+    resumed_at: int | None,
+    num_steps: int,
+    health: Health | None = None,
   ):
     """Opens the files.
 
@@ -50,18 +68,28 @@ class MetricWriter:
       resumed_at: The step at which the run goes on, or None for a new run:
         later lines of `metrics.jsonl`, which it will write again, are removed.
       num_steps: Where it ends, for the progress bar.
+      health: Judges every line, those of before as well; None: nobody does.
     """
     self._path = workdir / "metrics.jsonl"
+    self.logged_at_start: set[str] = set()
+    self._health, self._warnings_path = health, workdir / "warnings.jsonl"
+    kept = []
     if self._path.exists():
       kept = [
         line
         for line in _whole_lines(self._path)
         if resumed_at is not None and json.loads(line)["step"] <= resumed_at
       ]
+      for line in map(json.loads, kept):
+        if line["step"] == resumed_at:
+          self.logged_at_start |= line.keys()
       # Whole or not at all: the history survives a kill at this moment.
-      partial = self._path.with_suffix(".jsonl.partial")
-      partial.write_text("".join(line + "\n" for line in kept))
-      partial.rename(self._path)
+      write_whole(self._path, "".join(line + "\n" for line in kept).encode())
+    # Judged again instead of kept: nothing is lost or doubled by a kill between
+    # the writing of a line and of its warnings.
+    self._warnings_path.unlink(missing_ok=True)
+    for line in kept:
+      self._judge(json.loads(line))
     self._file = self._path.open("a")
     self._tensorboard = _tensorboard(workdir / "tensorboard")
     self._start = time.time()
@@ -97,6 +125,20 @@ class MetricWriter:
     if self._tensorboard is not None:
       self._tensorboard.write_scalars(step, values)
     self._show(step, epoch, values)
+    for finding in self._judge(line):
+      # A progress bar makes way for what is printed to standard error.
+      print(
+        f"warning: step {step}: {finding.text}", file=sys.stderr, flush=True
+      )
+
+  def _judge(self, line: Mapping[str, Any]) -> list[Finding]:
+    """Returns what the line shows of the run's health, and keeps it."""
+    findings = self._health.judge(line) if self._health else []
+    if findings:
+      with self._warnings_path.open("a") as file:
+        for finding in findings:
+          file.write(json.dumps(finding._asdict()) + "\n")
+    return findings
 
   def _show(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
     shown = [
@@ -134,6 +176,26 @@ class MetricWriter:
     self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
+
+
+class SilentWriter:
+  """In place of a `MetricWriter`, in all processes but the first."""
+
+  def __init__(self):
+    """Opens nothing."""
+    self.logged_at_start: set[str] = set()
+
+  def write(self, step: int, epoch: float, scalars: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+  def advance(self, step: int) -> None:
+    """Shows nothing."""
+
+  def flush(self) -> None:
+    """Has nothing to flush."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
 
 
 _ON_TERMINAL = {

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from odc_jax.config import Config
 
 # Steps handed to the devices and not yet computed. Two keep them busy; more
@@ -81,13 +83,13 @@ def verdict(
 
   Args:
     config: Reads `data.num_threads` and `data.num_workers`.
-    images_per_second: That the run trained on.
+    images_per_second: That the run trained on, all processes together.
     data_wait: Share of the time in which the devices waited for a batch.
     seconds_per_image: CPU time of reading, decoding and cropping an image.
   """
   cores = len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()
   cores = cores or 1
-  used = images_per_second * seconds_per_image
+  used = images_per_second / jax.process_count() * seconds_per_image
   reading = (
     f"reading an image takes {1000 * seconds_per_image:.3g} ms of a core, "
     f"{used:.1f} of {cores} cores in all"

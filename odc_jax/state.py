@@ -23,7 +23,9 @@ class TrainState(NamedTuple):
     batch_stats: Running statistics of BatchNorm, nested dicts.
     opt_state: State of the optax transform.
     method: State of the method: its memories.
-    key: Seeds augmentation and dropout; never changes, steps fold into it.
+    key: Seeds augmentation and dropout; steps fold into it.
+    restarts: How often the run went back for another order of the data; 0
+      unless `on_nan` is "rollback".
   """
 
   step: Int[Array, ""]
@@ -32,6 +34,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   method: Any
   key: Key[Array, ""]
+  restarts: Int[Array, ""]
 
 
 def init_function(
@@ -54,9 +57,30 @@ def init_function(
       opt_state=optimizer.init(params),
       method=method.init(config, num_examples, method_key),
       key=train_key,
+      restarts=jnp.int32(0),
     )
 
   return init
+
+
+def with_fresh_order(
+  state: TrainState, times: int, shardings: Any
+) -> TrainState:
+  """Returns the state with other random numbers and another order of the data.
+
+  Args:
+    state: As a checkpoint gives it.
+    times: How often the run went back since it was started; each time differs.
+    shardings: Where its leaves lie.
+  """
+
+  def renew(state):
+    return state._replace(
+      key=jax.random.fold_in(state.key, times),
+      restarts=state.restarts + times,
+    )
+
+  return jax.jit(renew, donate_argnums=0, out_shardings=shardings)(state)
 
 
 def shardings(state: Any, mesh: Mesh) -> Any:

@@ -10,7 +10,7 @@ import jax
 
 from odc_jax import speed
 from odc_jax.config import Config
-from odc_jax.metrics import MetricWriter
+from odc_jax.metrics import MetricWriter, SilentWriter
 
 
 class NotFiniteError(Exception):
@@ -42,7 +42,7 @@ class StepLog:
   def __init__(
     self,
     config: Config,
-    writer: MetricWriter,
+    writer: MetricWriter | SilentWriter,
     learning_rate: Callable[[int], Any],
     steps_per_epoch: int,
   ):

@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 
+from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
-from tests import hlo
 
 
 def test_synchronous_asynchronous_and_tuples():
@@ -24,6 +24,18 @@ def test_synchronous_asynchronous_and_tuples():
     ("all-reduce", "(f32[7], f32[])", 32),
     ("collective-permute", "pred[6]", 6),
   ]
+
+
+def test_an_asynchronous_one_on_a_tpu_counts_once():
+  """It stands at its start, where it overlaps, and at its end."""
+  line = (
+    "  %g.{0} = f32[8,2] all-gather(%p), channel_id={1}, dimensions={{0}}, "
+    'backend_config={{"async_collective_fusion_config":{{}}}}'
+  )
+  text = "\n".join(
+    line.format(*pair) for pair in [(1, 7), (2, 7), (3, 8), (4, 7)]
+  )
+  assert hlo.collectives(text) == [("all-gather", "f32[8,2]", 64)] * 2
 
 
 def test_a_compiled_gather():

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odc_jax import memory
+from odc_jax import hlo, memory
 from odc_jax import mesh as mesh_lib
 from odc_jax.memory import CentroidMemory, SampleMemory
-from tests import hlo
 
 write = jax.jit(memory.write)
 move = jax.jit(memory.move)

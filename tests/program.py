@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,43 @@ def run(environment, workdir, *flags):
   process = start(environment, workdir, *flags)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+def start_together(environment, workdir, count, devices, *flags, each=None):
+  """Starts `count` processes that run together, with some devices each.
+
+  Process i also gets the flags `each[i]`.
+  """
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  environment = {**environment, "JAX_NUM_CPU_DEVICES": str(devices)}
+  together = [
+    f"--coordinator=localhost:{port}",
+    f"--num_processes={count}",
+  ]
+  return [
+    start(environment, workdir, *together, f"--process_id={i}", *flags, *own)
+    for i, own in enumerate(each or [[]] * count)
+  ]
+
+
+def finish(processes):
+  """Returns (status, out, err) of each."""
+  results = []
+  for process in processes:
+    out, err = process.communicate(timeout=900)
+    results.append((process.returncode, out, err))
+  return results
+
+
+def wait_for_lines(workdir, number, processes):
+  """Returns when the log of a run has that many lines."""
+  path = workdir / "metrics.jsonl"
+  while not path.exists() or path.read_text().count("\n") < number:
+    for process in processes:
+      assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.01)
 
 
 def lines_of(workdir):

@@ -104,6 +104,7 @@ def test_the_broken_ones_are_named_with_their_reason(finished):
   assert "3 of 307 images of the train set could not be read" in out
 
 
+@pytest.mark.slow
 def test_killed_on_a_folder_it_goes_on_as_if_nothing_had_happened(
   environment, finished, photographs, tmp_path
 ):

@@ -1,21 +1,14 @@
 """What "auto" becomes, by hand."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
+from configs import odc_folder
 from odc_jax import sizes
 from odc_jax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parent.parent / "configs" / "odc_folder.py"
-
 
 def folder_config(**overrides):
-  spec = importlib.util.spec_from_file_location("odc_folder", FOLDER)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = odc_folder.get_config()
   config.update_from_flattened_dict(overrides)
   return config
 

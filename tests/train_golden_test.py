@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from odc_jax import memory, optim, train
+from odc_jax import memory, optim, program
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.clustering import split
@@ -143,9 +143,9 @@ def test_training_follows_the_official_code(
   np.testing.assert_allclose(
     centroids.centroids, trace["centroids_init"], atol=1e-5
   )
+  method_state = odc.ODCState(samples, centroids, jnp.int32(0))
   state = jax.device_put(
-    state._replace(params=params, method=odc.ODCState(samples, centroids)),
-    shardings,
+    state._replace(params=params, method=method_state), shardings
   )
 
   # Gradients of the first step, before weight decay.
@@ -168,7 +168,7 @@ def test_training_follows_the_official_code(
   )
 
   step = jax.jit(
-    train.make_step(
+    program.make_step(
       config, odc, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,

@@ -1,38 +1,29 @@
 """The train step and the loop: topology, traffic, memory."""
 
-import importlib.util
 import json
-import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from configs import odc_digits
 from odc_jax import config as config_lib
+from odc_jax import hlo, program, train
 from odc_jax import mesh as mesh_lib
-from odc_jax import optim, train
-from odc_jax import state as state_lib
-from odc_jax.data import augment
 from odc_jax.methods import odc
-from odc_jax.models.functional import functional
 from odc_jax.models.network import build
-from tests import hlo
-
-DIGITS = pathlib.Path(__file__).parent.parent / "configs" / "odc_digits.py"
+from odc_jax.program import assemble
 
 
 def digits(**overrides):
   """Returns the quick digits experiment, made smaller still."""
-  spec = importlib.util.spec_from_file_location("odc_digits", DIGITS)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("quick")
+  config = odc_digits.get_config("quick")
   config.update_from_flattened_dict({"model.width": 8, **overrides})
   return config
 
 
+@pytest.mark.slow
 def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
   everything = mesh_lib.make_mesh
   results = {}
@@ -79,6 +70,7 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
     assert np.mean(clusters == other_clusters) > 0.97
 
 
+@pytest.mark.slow
 def test_a_sobel_filter_comes_before_training_and_evaluation(
   tmp_path, monkeypatch
 ):
@@ -88,7 +80,7 @@ def test_a_sobel_filter_comes_before_training_and_evaluation(
     asked.append(in_channels)
     return build(*args, in_channels=in_channels)
 
-  monkeypatch.setattr(train, "build", build_and_note)
+  monkeypatch.setattr(program, "build", build_and_note)
   # Neither the step nor the evaluation can take images of three channels.
   overrides = {"num_epochs": 1, "batch_size": 512, "augment.sobel": True}
   summary = train.run(digits(**overrides), tmp_path)
@@ -96,38 +88,31 @@ def test_a_sobel_filter_comes_before_training_and_evaluation(
   assert summary["eval/knn_top1"] > 0.5
 
 
+def test_features_of_all_images_are_not_held_while_training(
+  tmp_path, monkeypatch
+):
+  held = []
+
+  class Log(train.StepLog):
+    def add(self, *args):
+      shapes = [array.shape for array in jax.live_arrays()]
+      held.append([s for s in shapes if s[:1] == (2048,) and len(s) == 2])
+      super().add(*args)
+
+  monkeypatch.setattr(train, "StepLog", Log)
+  train.run(digits(num_epochs=1, batch_size=512), tmp_path)
+  # 1,797 images are 2,048 rows: those of the memory and no others.
+  assert held == [[(2048, 256)]] * 3
+
+
 def compiled_step(num_examples, num_devices):
   """Compiles the digits step over a memory of another size."""
   config = digits(num_clusters=48, batch_size=64)
   mesh = mesh_lib.make_mesh(num_devices)
   config = config_lib.resolve(config, num_examples, mesh.size)
-  network = functional(
-    lambda rngs: build(config.model, config.num_clusters, rngs)
-  )
-  optimizer = optim.make(config.optimizer, num_examples // 64)
-  init = state_lib.init_function(config, odc, network, optimizer, num_examples)
-  shapes = jax.eval_shape(init)
-  shardings = state_lib.shardings(shapes, mesh)
-  rows = mesh_lib.rows(mesh)
-
-  def augmentation(key, images, index):
-    return augment.augment_views(config.augment, key, images, index)[:, 0]
-
-  batch = {
-    "image": jax.ShapeDtypeStruct((64, 1, 32, 32, 3), jnp.uint8),
-    "index": jax.ShapeDtypeStruct((64,), jnp.int32),
-  }
   with jax.set_mesh(mesh):
-    return (
-      jax.jit(
-        train.make_step(config, odc, network, optimizer, augmentation),
-        donate_argnums=0,
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, None, None),
-      )
-      .lower(shapes, batch)
-      .compile()
-    )
+    parts = assemble(config, odc, mesh)
+    return parts.step.lower(parts.shapes, parts.batch).compile()
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def _assign_all(x, centroids, num_examples, metric, chunk_size, precision):
     size = chunk_rows(x.shape[0], k, chunk_size)
 
     def step(assignments, start, _):
-      rows = jax.lax.dynamic_slice_in_dim(x, start, size)
+      rows = slice_rows(x, start, size)
       found, _ = best(rows, directions, bias, precision)
       return jax.lax.dynamic_update_slice_in_dim(assignments, found, start, 0)
 
@@ -177,9 +177,7 @@ def global_rows(
 def chunk_rows(num_rows: int, k: int, chunk_size: int | None) -> int:
   """Returns how many of `num_rows` rows to score against k at a time."""
   if chunk_size is None:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    on_cpu = device is not None and device.platform == "cpu"
-    budget = _CPU_SCORE_BYTES if on_cpu else _ACCELERATOR_SCORE_BYTES
+    budget = _CPU_SCORE_BYTES if _on_cpu() else _ACCELERATOR_SCORE_BYTES
     chunk_size = max(1, budget // (4 * k))
   num_chunks = -(-num_rows // chunk_size)
   return -(-num_rows // num_chunks)  # evenly, so that the last is no remnant
@@ -215,6 +213,50 @@ def over_chunks(
   return jax.lax.fori_loop(0, -(-num_rows // chunk_size), body, carry)
 
 
+def slice_rows(
+  x: Float[Array, "n d"], start: Int32[Array, ""], chunk_size: int
+) -> Float32[Array, "c d"]:
+  """Returns rows [start, start + chunk_size) in float32."""
+  return widened(
+    x,
+    start,
+    lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, chunk_size),
+  )
+
+
+def widened(
+  x: Float[Array, "n d"],
+  where: Array,
+  take: Callable[[Array, Array], Array],
+) -> Float32[Array, "c d"]:
+  """Returns `take(x, where)` in float32, in a loop that changes `where`."""
+  if x.dtype == jnp.bfloat16 and _on_cpu():
+    # On a CPU XLA can neither slice nor gather bfloat16. It would convert the
+    # whole memory, once, before the loop. Integers it leaves as they are, and
+    # the barrier keeps the view of them inside the loop.
+    x, where = jax.lax.optimization_barrier((x, where))
+    bits = take(jax.lax.bitcast_convert_type(x, jnp.uint16), where)
+    return jax.lax.bitcast_convert_type(bits, x.dtype).astype(jnp.float32)
+  return take(x, where).astype(jnp.float32)
+
+
+def sum_by_cluster(
+  x: Float[Array, "n d"], assignments: Int32[Array, "n"], k: int
+) -> tuple[Float32[Array, "k d"], Int32[Array, "k"]]:
+  """Inside `per_shard`: sums and counts of this device's rows, in chunks."""
+  n, d = x.shape
+  chunk_size = chunk_rows(n, d, None)
+
+  def step(carry, start, fresh):
+    sums, counts = carry
+    rows = slice_rows(x, start, chunk_size)
+    labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
+    return add_by_cluster(sums, counts, rows, jnp.where(fresh, labels, k))
+
+  nothing = jnp.zeros((k, d), jnp.float32), jnp.zeros(k, jnp.int32)
+  return over_chunks(n, chunk_size, step, nothing)
+
+
 def add_by_cluster(
   sums: Float32[Array, "k d"],
   counts: Int32[Array, "k"],
@@ -241,6 +283,12 @@ def check_num_examples(num_examples: int, num_rows: int) -> None:
   """Raises ValueError unless there are rows for the examples."""
   if not 0 <= num_examples <= num_rows:
     raise ValueError(f"num_examples {num_examples} is not in [0, {num_rows}]")
+
+
+def _on_cpu() -> bool:
+  """Whether the devices compiled for, which need not exist, are CPUs."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device is not None and device.platform == "cpu"
 
 
 def _norm(x):

@@ -174,7 +174,7 @@ def _kmeans(
     def fill(_):
       distances = _distances(x, centroids, assignments, size)
       filled = _fill_empty(assignments, distances, sizes, num_examples)
-      return filled, *_means(x, filled, k, size)
+      return filled, *_means(x, filled, k)
 
     def keep(_):
       return assignments, means, sizes
@@ -205,7 +205,7 @@ def _search(x, centroids, num_examples, chunk_size, precision):
 
   def step(carry, start, fresh):
     assignments, sums, sizes = carry
-    rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
+    rows = assign.slice_rows(x, start, chunk_size)
     found, _ = assign.best(rows, directions, bias, precision)
     is_row = jax.lax.dynamic_slice_in_dim(valid, start, chunk_size)
     found = jnp.where(is_row, found, k)
@@ -226,18 +226,9 @@ def _search(x, centroids, num_examples, chunk_size, precision):
   return assignments, *_reduce_means(sums, sizes)
 
 
-def _means(x, assignments, k, chunk_size):
+def _means(x, assignments, k):
   """The means and sizes of given clusters."""
-
-  def step(carry, start, fresh):
-    rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
-    labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
-    sums, sizes = carry
-    return assign.add_by_cluster(sums, sizes, rows, jnp.where(fresh, labels, k))
-
-  return _reduce_means(
-    *assign.over_chunks(x.shape[0], chunk_size, step, _nothing(k, x.shape[1]))
-  )
+  return _reduce_means(*assign.sum_by_cluster(x, assignments, k))
 
 
 def _nothing(k, d):
@@ -258,11 +249,9 @@ def _distances(x, centroids, assignments, chunk_size):
   k = centroids.shape[0]
 
   def step(distances, start, _):
-    rows = jax.lax.dynamic_slice_in_dim(x, start, chunk_size)
+    rows = assign.slice_rows(x, start, chunk_size)
     labels = jax.lax.dynamic_slice_in_dim(assignments, start, chunk_size)
-    difference = (
-      rows.astype(jnp.float32) - centroids[jnp.minimum(labels, k - 1)]
-    )
+    difference = rows - centroids[jnp.minimum(labels, k - 1)]
     found = jnp.sum(difference * difference, axis=1)
     found = jnp.where(labels < k, found, 0)
     return jax.lax.dynamic_update_slice_in_dim(distances, found, start, 0)
@@ -380,7 +369,8 @@ def _take(x, ids):
   rows = ids - jax.lax.axis_index(mesh.AXIS) * x.shape[0]
   mine = (rows >= 0) & (rows < x.shape[0])
   # Clipped: a negative index would count from the end.
-  taken = x[jnp.clip(rows, 0, x.shape[0] - 1)].astype(jnp.float32)
+  rows = jnp.clip(rows, 0, x.shape[0] - 1)
+  taken = assign.widened(x, rows, lambda x, rows: x[rows])
   return jax.lax.psum(jnp.where(mine[:, None], taken, 0), mesh.AXIS)
 
 
@@ -413,7 +403,7 @@ def _plus_plus(x, key, num_examples, k):
   def add(i, carry):
     centroids, squared = carry
     centroid = pick(i, jnp.log(squared))
-    difference = x.astype(jnp.float32) - centroid
+    difference = assign.widened(x, i, lambda x, _: x) - centroid
     squared = jnp.minimum(squared, jnp.sum(difference * difference, axis=1))
     return centroids.at[i].set(centroid[0]), squared
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odc_jax.clustering import assign
 from odc_jax.mesh import AXIS
 
 # Ten restarts are what the official call, KMeans(n_clusters=2, max_iter=20),
@@ -51,7 +52,9 @@ def over_chunks(
   def visit(j, carry):
     chunk = jax.lax.dynamic_slice(ids, (j * chunk_size,), (chunk_size,))
     valid = j * chunk_size + jnp.arange(chunk_size) < num_ids
-    rows = features.at[chunk].get(mode="clip").astype(jnp.float32)
+    rows = assign.widened(
+      features, chunk, lambda x, ids: x.at[ids].get(mode="clip")
+    )
     return body(chunk, rows, valid, carry)
 
   num_chunks = (num_ids + chunk_size - 1) // chunk_size
@@ -108,8 +111,11 @@ def two_means(
         lambda i: jax.random.gumbel(jax.random.fold_in(key, i), (NUM_RESTARTS,))
       )(first_row + chunk)
       score = jnp.where(valid[:, None], noise + log_weight(rows), -jnp.inf)
-      winner = jnp.argmax(score, axis=0)
       top = jnp.max(score, axis=0)
+      # This is argmax. With that, fused with the product in `log_weight`,
+      # libtpu 0.0.42 crashes when it compiles for the two cores of a v4.
+      number = jax.lax.broadcasted_iota(jnp.int32, score.shape, 0)
+      winner = jnp.min(jnp.where(score < top[None], chunk_size, number), axis=0)
       better = top > best
       return (
         jnp.where(better, top, best),

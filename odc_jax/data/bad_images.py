@@ -5,7 +5,7 @@ batch; here is what becomes of that.
 """
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from odc_jax.errors import UserError
@@ -27,7 +27,12 @@ class BadImages:
   """
 
   def __init__(
-    self, path: pathlib.Path, data_set: str, num_examples: int, config: Any
+    self,
+    path: pathlib.Path,
+    data_set: str,
+    num_examples: int,
+    config: Any,
+    writes: bool = True,
   ):
     """Reads what the file already holds.
 
@@ -37,6 +42,7 @@ class BadImages:
       num_examples: size of the data set.
       config: section with `on_error`, "replace" or "fail", and
         `max_bad_fraction`, of the data set.
+      writes: whether this process keeps the file.
 
     Raises:
       UserError: there is no such `on_error`.
@@ -50,6 +56,9 @@ class BadImages:
     self._config = config
     self._limit = config.max_bad_fraction * num_examples
     self._num_examples = num_examples
+    self._writes = writes
+    # Not yet told to the other processes.
+    self._news: list[BadImage] = []
     self.indices: set[int] = set()
     if path.exists():
       for line in path.read_text().splitlines():
@@ -86,11 +95,9 @@ class BadImages:
           "--config.data.on_error=replace"
         )
       self.indices.add(image.index)
-      # A key is printable and stays as it is; a reason may have any form.
-      reason = " ".join(image.reason.split())
-      line = f"{self._data_set}\t{image.index}\t{image.key}\t{reason}"
-      with self._path.open("a") as file:
-        file.write(line + "\n")
+      self._news.append(image)
+      if self._writes:
+        self._write(image)
       if len(self) > self._limit:
         raise UserError(
           f"{len(self)} of the {self._num_examples} images met so far cannot "
@@ -99,3 +106,23 @@ class BadImages:
           f"{image.key!r} ({image.reason}), and what {self._path} names. "
           "Repair or remove them, or raise that fraction"
         )
+
+  def exchange(self, gather: Callable[[list], list[list]]) -> None:
+    """Tells the other processes what was met here, and hears what they met.
+
+    Args:
+      gather: from what one process has to what each of them has.
+
+    Raises:
+      UserError: together they are too many.
+    """
+    for theirs in gather(self._news):
+      self.add(BadImage(*image) for image in theirs)
+    self._news = []
+
+  def _write(self, image: BadImage) -> None:
+    # A key is printable and stays as it is; a reason may have any form.
+    reason = " ".join(image.reason.split())
+    line = f"{self._data_set}\t{image.index}\t{image.key}\t{reason}"
+    with self._path.open("a") as file:
+      file.write(line + "\n")

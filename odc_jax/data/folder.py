@@ -5,9 +5,9 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from odc_jax.data.files import write_whole
 from odc_jax.data.sources import Record
 from odc_jax.errors import UserError
+from odc_jax.files import write_whole
 
 IMAGE_SUFFIXES = frozenset(
   {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}

@@ -156,15 +156,11 @@ def train_batches(
     UserError: sizes that do not fit, unknown sampling; from the iterator:
       a hundred images in a row that cannot be read.
   """
-  if batch_size % process_count:
-    raise UserError(
-      f"batch_size {batch_size} is not divisible by {process_count} processes"
-    )
+  local = _local_size(batch_size, process_count)
   # A mistake in the configuration is raised here, not out of a thread.
   batch_indices(
     len(source), batch_size, start_step, seed, config.sampling, order
   )
-  local = batch_size // process_count
   read = _ReadTrainBatch(
     source,
     # Plain values: a ConfigDict need not travel to the workers.
@@ -201,24 +197,35 @@ def train_batches(
 
 
 def eval_batches(
-  source: Source, *, batch_size: int, resize: int, crop: int, num_threads: int
+  source: Source,
+  *,
+  batch_size: int,
+  resize: int,
+  crop: int,
+  num_threads: int,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
   """Starts reading every example once, in order.
 
+  Process p gets rows [p * b_local, (p + 1) * b_local) of each global batch.
+
   Args:
     source: the data set.
-    batch_size: rows of every batch, the last one too: it repeats its last
-      image, with index n (no example), label -1 and an empty key.
+    batch_size: rows of every global batch, the last one too: it repeats its
+      last image, with index n (no example), label -1 and an empty key.
     resize: length of the short side after resizing, in pixels.
     crop: side of the centre that is cut out, in pixels.
     num_threads: that decode; each works on a batch of its own.
+    process_index: which of the processes this one is.
+    process_count: how many share the global batch.
 
   Returns:
-    An iterator of {"image": uint8 [b, h, w, 3], "index": int32 [b], "label":
-    int32 [b] (-1 where there is none), "key": list of b strings, "bad": list of
-    the `BadImage`s that were met}, with `close()` for stopping early. In place
-    of an image that cannot be read stands the next one that can, under the
-    name of the former and without a label.
+    An iterator of {"image": uint8 [b_local, h, w, 3], "index": int32 [b_local],
+    "label": int32 [b_local] (-1 where there is none), "key": list of strings,
+    "bad": list of the `BadImage`s that were met}, with `close()` for stopping
+    early. In place of an image that cannot be read stands the next one that
+    can, under the name of the former and without a label.
 
   Raises:
     UserError: sizes that do not fit; from the iterator: a hundred images in a
@@ -226,15 +233,30 @@ def eval_batches(
   """
   if batch_size < 1:
     raise UserError(f"batch_size {batch_size} is not positive")
+  local = _local_size(batch_size, process_count)
   if crop > resize:
     raise UserError(
       f"the evaluation crop of {crop} pixels is larger than the resized image: "
       f"raise eval_resize from {resize} to {crop} or more"
     )
   num_batches = -(-len(source) // batch_size)
-  read = _ReadEvalBatch(source, batch_size, resize, crop)
+  rows = range(process_index * local, (process_index + 1) * local)
+  read = _ReadEvalBatch(source, batch_size, rows, resize, crop)
   batches = grain.MapDataset.range(num_batches).map(read)
   return iter(batches.to_iter_dataset(_read_options(num_threads, 2)))
+
+
+def num_batches_held(config: Any) -> int:
+  """Returns how many training batches one process holds at most.
+
+  Args:
+    config: section with `num_threads`, `num_workers` and `prefetch`.
+  """
+  ahead = _batches_ahead(config.num_threads, config.prefetch)
+  if not config.num_workers:
+    return ahead
+  # Each worker reads ahead as one process does, and hands over a buffer.
+  return config.num_workers * ahead + max(config.num_workers, config.prefetch)
 
 
 class _ReadTrainBatch:
@@ -292,15 +314,18 @@ class _ReadTrainBatch:
 class _ReadEvalBatch:
   """Number of the batch -> the batch, padded at the end of the data set."""
 
-  def __init__(self, source: Source, batch_size: int, resize: int, crop: int):
+  def __init__(
+    self, source: Source, batch_size: int, rows: range, resize: int, crop: int
+  ):
     self.source = source
     self.batch_size = batch_size
+    self.rows = rows
     self.resize = resize
     self.crop = crop
 
   def __call__(self, number: int) -> Batch:
-    size, n = self.batch_size, len(self.source)
-    start = number * size
+    size, n = len(self.rows), len(self.source)
+    start = number * self.batch_size + self.rows.start
     images = np.empty((size, self.crop, self.crop, 3), np.uint8)
     index = np.full(size, n, np.int32)
     label = np.full(size, -1, np.int32)
@@ -309,7 +334,8 @@ class _ReadEvalBatch:
     crop = functools.partial(
       decode.resize_center_crop, resize=self.resize, crop=self.crop
     )
-    count = min(size, n - start)
+    # None where the last batch ends before this process's rows.
+    count = max(0, min(size, n - start))
     for row in range(count):
       met = len(bad)
       images[row], record = _read(self.source, start + row, crop, bad)
@@ -320,7 +346,7 @@ class _ReadEvalBatch:
       key[row] = record["key"]
       if record["label"] is not None:
         label[row] = record["label"]
-    images[count:] = images[count - 1]
+    images[count:] = images[count - 1] if count else 0
     return {
       "image": images,
       "index": index,
@@ -367,6 +393,15 @@ def _read(
   )
 
 
+def _local_size(batch_size: int, process_count: int) -> int:
+  """Returns the rows of a batch that each process reads."""
+  if batch_size % process_count:
+    raise UserError(
+      f"batch_size {batch_size} is not divisible by {process_count} processes"
+    )
+  return batch_size // process_count
+
+
 def _rng(seed: int, stream: int, step: int, row: int = 0, view: int = 0):
   """Returns the generator that belongs to these numbers and no others.
 
@@ -384,5 +419,10 @@ def _uint64(seed: int) -> int:
 def _read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:
   """Returns how far to read ahead. Grain's default would be 500 batches."""
   return grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=max(num_threads, prefetch, 1)
+    num_threads=num_threads,
+    prefetch_buffer_size=_batches_ahead(num_threads, prefetch),
   )
+
+
+def _batches_ahead(num_threads: int, prefetch: int) -> int:
+  return max(num_threads, prefetch, 1)

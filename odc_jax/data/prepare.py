@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from odc_jax.data.tfds import open_builder
+from odc_jax.data.tfds import file_format_of, open_builder
 from odc_jax.errors import UserError
 
 _IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
   data_dir = pathlib.Path(args.data_dir).expanduser().absolute()
   builder = open_builder(name, str(data_dir))
   if builder.is_prepared():
-    there = getattr(builder.info.file_format, "value", "tfrecord")
+    there = file_format_of(builder)
     if args.file_format not in (None, there):
       raise UserError(
         f"{builder.data_path} holds {name} as {there} already, which can be "
@@ -189,8 +189,7 @@ def _report(name: str, data_dir: pathlib.Path, builder: Any) -> None:
   size = sum(
     file.stat().st_size for file in pathlib.Path(builder.data_path).iterdir()
   )
-  file_format = getattr(info.file_format, "value", "tfrecord")
-  print(f"{builder.data_path}: {file_format}, {_size(size)}")
+  print(f"{builder.data_path}: {file_format_of(builder)}, {_size(size)}")
   for split in info.splits.values():
     shards = f"{split.num_shards} file{'s'[: split.num_shards != 1]}"
     print(f"  {split.name:12} {split.num_examples:>10,} records in {shards}")

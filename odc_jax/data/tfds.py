@@ -57,8 +57,7 @@ class Tfds:
       itertools.accumulate((part.take for part in self._parts), initial=0)
     )
     decoders = {"image": tfds.decode.SkipDecoding()}
-    # Data sets from before there was a choice do not say what they are.
-    file_format = getattr(builder.info.file_format, "value", "tfrecord")
+    file_format = file_format_of(builder)
     if file_format == "tfrecord":
       self._records: Any = _Deserialized(
         TfRecords(self._parts), features, decoders
@@ -160,6 +159,12 @@ def open_builder(name: str, data_dir: str | None, **options: Any) -> Any:
       f"tfds:{name}: {reason} Check the name, and TFDS_DATA_DIR if the data "
       "set is your own"
     ) from error
+
+
+def file_format_of(builder: Any) -> str:
+  """Returns in which format a prepared data set lies on the disk."""
+  # Data sets from before there was a choice do not say what they are.
+  return getattr(builder.info.file_format, "value", "tfrecord")
 
 
 def _parts(name: str, split: str, splits: Any) -> list[Part]:

@@ -32,8 +32,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int64
 
-from odc_jax.data.files import write_whole
 from odc_jax.errors import UserError
+from odc_jax.files import write_whole
 
 _INDEX = ".odc_jax_index.npz"
 _HEADER, _FOOTER = 12, 4  # bytes around each record

@@ -137,4 +137,4 @@ def _classify_chunk(
   votes = jnp.sum(
     jax.nn.one_hot(classes, num_classes) * weights[..., None], axis=1
   )
-  return jnp.argmax(votes, axis=1)
+  return mesh_lib.replicate(jnp.argmax(votes, axis=1))

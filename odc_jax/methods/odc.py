@@ -32,10 +32,17 @@ _CHOICES = {
 
 
 class ODCState(NamedTuple):
-  """The sample memory and the centroid memory."""
+  """The sample memory, the centroid memory, and a counter.
+
+  Attributes:
+    samples: The sample memory.
+    centroids: The centroid memory.
+    dissolved: Small clusters dissolved since this epoch began.
+  """
 
   samples: SampleMemory
   centroids: CentroidMemory
+  dissolved: Int[Array, ""]
 
 
 class Targets(NamedTuple):
@@ -74,6 +81,7 @@ def init(config: Config, num_examples: int, key) -> ODCState:
       sums=jnp.zeros((k, d)),
       counts=jnp.zeros((k,), jnp.int32),
     ),
+    dissolved=jnp.int32(0),
   )
 
 
@@ -100,6 +108,9 @@ def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
   @jax.jit
   def fill(embeddings):
     features = memory.normalize(embeddings.astype(jnp.float32))
+    # What is clustered is what is kept: a bfloat16 memory needs no float32
+    # copy of all rows beside it.
+    features = features.astype(config.odc.memory_dtype)
     clustering = kmeans(
       features,
       jax.random.key(config.seed),
@@ -109,11 +120,12 @@ def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
       init=config.odc.kmeans_init,
     )
     samples = SampleMemory(
-      features.astype(config.odc.memory_dtype),
+      features,
       clustering.assignments,
       clustering.assignments,
     )
-    return ODCState(samples, memory.recompute(samples, config.num_clusters))
+    centroids = memory.recompute(samples, config.num_clusters)
+    return ODCState(samples, centroids, jnp.int32(0))
 
   return fill(embeddings)
 
@@ -126,6 +138,11 @@ def clusters(state: ODCState) -> Int[Array, "n"]:
 def previous_clusters(state: ODCState) -> Int[Array, "n"]:
   """Returns the clusters as they were when this epoch began."""
   return state.samples.previous
+
+
+def dissolved_clusters(state: ODCState) -> Int[Array, ""]:
+  """Returns how many clusters were dissolved since this epoch began."""
+  return state.dissolved
 
 
 def targets(state: ODCState, outputs, batch) -> Targets:
@@ -174,13 +191,14 @@ def after_step(config: Config, state: ODCState, outputs, batch, step):
     The memories and the `cluster/...` scalars of `metrics.SCALARS`.
   """
   odc = config.odc
-  samples, centroids = state
+  samples, centroids, dissolved_before = state
   index = batch["index"]
   steps_per_epoch = config.num_examples // config.batch_size
 
+  epoch_begins = step % steps_per_epoch == 0
   samples = samples._replace(
     previous=jax.lax.cond(
-      step % steps_per_epoch == 0,
+      epoch_begins,
       lambda: samples.assignments,
       lambda: samples.previous,
     )
@@ -228,14 +246,17 @@ def after_step(config: Config, state: ODCState, outputs, batch, step):
     lambda: (samples, centroids, jnp.int32(0)),
   )
 
+  dissolved_epoch = jnp.where(epoch_begins, 0, dissolved_before) + dissolved
+
   counts = centroids.counts
   share = counts / jnp.sum(counts)
   entropy = -jnp.sum(jnp.where(counts > 0, share * jnp.log(share), 0.0))
-  return ODCState(samples, centroids), {
+  return ODCState(samples, centroids, dissolved_epoch), {
     "cluster/label_change": label_change,
     "cluster/empty": jnp.sum(counts == 0),
     "cluster/min_size": jnp.min(counts),
     "cluster/max_size": jnp.max(counts),
     "cluster/entropy": entropy,
     "cluster/dissolved": dissolved,
+    "cluster/dissolved_epoch": dissolved_epoch,
   }

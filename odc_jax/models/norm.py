@@ -1,5 +1,8 @@
 """Batch normalisation as torch defines it, so that its recipes carry over."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -74,10 +77,15 @@ class BatchNorm(nnx.Module):
       ValueError: in training, if the batch does not divide into groups, or if
         a group holds a single value a channel and so has no variance.
     """
-    # In float32 whatever comes in: bfloat16 cannot even count to 300.
-    y = x.astype(jnp.float32)
     if self.use_running_average:
-      y = self._normalize(y, self.mean[...], self.var[...])
+      y, _ = _normalize(
+        x,
+        self.mean[...],
+        self.var[...],
+        None if self.scale is None else self.scale[...],
+        None if self.bias is None else self.bias[...],
+        self.eps,
+      )
     else:
       batch = x.shape[0]
       size = self.group_size or batch
@@ -85,19 +93,22 @@ class BatchNorm(nnx.Module):
         raise ValueError(
           f"a batch of {batch} does not divide into groups of {size}"
         )
-      y = y.reshape(batch // size, size, *x.shape[1:])
-      axes = tuple(range(1, y.ndim - 1))
-      count = y[0, ..., 0].size
+      groups = x.reshape(batch // size, size, *x.shape[1:])
+      count = groups[0, ..., 0].size
       if count < 2:
         raise ValueError(
           "batch statistics need more than one value a channel; got an input "
           f"of shape {x.shape} with groups of {size}"
         )
-      # Two passes: the mean of the squares less the square of the mean would
-      # be one, but loses a channel's variance once its mean is far from zero.
-      mean = jnp.mean(y, axes, keepdims=True)
-      var = jnp.mean(jnp.square(y - mean), axes, keepdims=True)
-      y = self._normalize(y, mean, var).reshape(x.shape)
+      # Any: a type checker loses track of what a custom gradient returns.
+      results: Any = _standardize(
+        groups,
+        None if self.scale is None else self.scale[...],
+        None if self.bias is None else self.bias[...],
+        self.eps,
+      )
+      y, mean, var = results
+      y = y.reshape(x.shape)
 
       # Officially each GPU keeps its own running statistics and the first
       # one's end up in the checkpoint. Their mean has the same expectation.
@@ -105,20 +116,6 @@ class BatchNorm(nnx.Module):
       self._update(self.mean, mean.reshape(channels).mean(0))
       unbiased = var * (count / (count - 1))
       self._update(self.var, unbiased.reshape(channels).mean(0))
-    return y.astype(x.dtype)
-
-  def _normalize(self, y: Array, mean: Array, var: Array) -> Array:
-    """Returns (y - mean) / sqrt(var + eps) * scale + bias."""
-
-    def last(a: Array) -> Array:  # [c] -> [1, ..., c]; [g, 1, ..., c] as it is
-      return a.reshape((1,) * (y.ndim - a.ndim) + a.shape)
-
-    factor = last(jax.lax.rsqrt(var + self.eps))
-    if self.scale is not None:
-      factor = factor * last(self.scale[...])
-    y = (y - last(mean)) * factor
-    if self.bias is not None:
-      y = y + last(self.bias[...])
     return y
 
   def _update(self, running: nnx.BatchStat, batch: Array) -> None:
@@ -126,3 +123,79 @@ class BatchNorm(nnx.Module):
     running[...] = jax.lax.stop_gradient(
       (1 - self.momentum) * running[...] + self.momentum * batch
     )
+
+
+def _last(a: Array, ndim: int) -> Array:
+  """Returns [c] as [1, ..., c], and [g, 1, ..., c] as it is."""
+  return a.reshape((1,) * (ndim - a.ndim) + a.shape)
+
+
+def _normalize(x, mean, var, scale, bias, eps):
+  """Returns (x - mean) / sqrt(var + eps) * scale + bias, and 1 / sqrt()."""
+  deviation = jax.lax.rsqrt(_last(var, x.ndim) + eps)
+  factor = deviation
+  if scale is not None:
+    factor = factor * _last(scale, x.ndim)
+  # In float32 whatever comes in: bfloat16 cannot even count to 300.
+  y = (x.astype(jnp.float32) - _last(mean, x.ndim)) * factor
+  if bias is not None:
+    y = y + _last(bias, x.ndim)
+  return y.astype(x.dtype), deviation
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _standardize(x, scale, bias, eps):
+  """Normalises every group by its own statistics.
+
+  The gradient is written out because differentiation of the two passes takes
+  five sums over `x` where two do: those of `scale` and `bias`. Nothing flows
+  back through the statistics that it returns.
+
+  Args:
+    x: [g, b, ..., c].
+    scale: [c] or None.
+    bias: [c] or None.
+    eps: added to the variance.
+
+  Returns:
+    The normalised `x`; mean and (biased) variance, [g, 1, ..., c].
+
+  Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, section 3.
+  """
+  return _standardize_forward(x, scale, bias, eps)[0]
+
+
+def _standardize_forward(x, scale, bias, eps):
+  axes = tuple(range(1, x.ndim - 1))
+  y = x.astype(jnp.float32)
+  # Two passes: the mean of the squares less the square of the mean would be
+  # one, but loses a channel's variance once its mean is far from zero.
+  mean = jnp.mean(y, axes, keepdims=True)
+  var = jnp.mean(jnp.square(y - mean), axes, keepdims=True)
+  y, deviation = _normalize(x, mean, var, scale, bias, eps)
+  return (y, mean, var), (x, mean, deviation, scale, bias)
+
+
+def _standardize_backward(eps, residuals, gradients):
+  del eps
+  x, mean, deviation, scale, bias = residuals
+  axes = tuple(range(1, x.ndim - 1))
+  count = x[0, ..., 0].size
+  g = gradients[0].astype(jnp.float32)
+  z = (x.astype(jnp.float32) - mean) * deviation
+  sum_g = jnp.sum(g, axes, keepdims=True)
+  sum_gz = jnp.sum(g * z, axes, keepdims=True)
+  factor = deviation if scale is None else deviation * _last(scale, x.ndim)
+  dx = factor * (g - sum_g / count - z * (sum_gz / count))
+
+  def over_groups(sums):
+    return sums.reshape(-1, x.shape[-1]).sum(0)
+
+  return (
+    dx.astype(x.dtype),
+    None if scale is None else over_groups(sum_gz),
+    None if bias is None else over_groups(sum_g),
+  )
+
+
+_standardize.defvjp(_standardize_forward, _standardize_backward)

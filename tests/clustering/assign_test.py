@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import assign
-from tests import hlo
 
 # Four rows and three centroids, worked by hand.
 X = [[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-1.0, 0.0]]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import sklearn.cluster
 
+from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as kmeans_lib
 from odc_jax.clustering.kmeans import kmeans
-from tests import hlo
 
 
 def run(mesh, x, k, seed=0, num_examples=None, **kwargs):

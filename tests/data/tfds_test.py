@@ -209,6 +209,19 @@ def test_threads_and_workers_read_what_one_thread_does(opened):
     assert list(pool.map(tfrecord.__getitem__, range(23))) == records(tfrecord)
 
 
+def printed_by(program, data_dir):
+  """Returns what a process of its own prints."""
+  result = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_reading_needs_no_tensorflow(prepared, file_format):
   program = """
@@ -218,15 +231,7 @@ source = sources.make("tfds:tiny", "train+validation")
 print(sum(len(source[i]["image"]) > 60 for i in range(len(source))))
 assert "tensorflow" not in sys.modules
 """
-  result = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=ROOT,
-    env={**os.environ, "TFDS_DATA_DIR": str(prepared / file_format)},
-    capture_output=True,
-    text=True,
-  )
-  assert result.returncode == 0, result.stderr
-  assert int(result.stdout) == 30
+  assert int(printed_by(program, prepared / file_format)) == 30
 
 
 def test_files_from_before_there_was_a_choice_are_tfrecord(copied, opened):
@@ -252,15 +257,7 @@ source = sources.make("tfds:tiny", "all")
 print(len([source[i] for i in range(len(source))]))
 assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
 """
-  result = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=ROOT,
-    env={**os.environ, "TFDS_DATA_DIR": str(prepared / file_format)},
-    capture_output=True,
-    text=True,
-  )
-  assert result.returncode == 0, result.stderr
-  assert int(result.stdout) == 30
+  assert int(printed_by(program, prepared / file_format)) == 30
 
 
 # ---------------------------------------------------------------- mistakes ---

@@ -48,9 +48,8 @@ def start(trace, mesh):
   samples = jax.device_put(
     SampleMemory(features, assignments, assignments), mesh_lib.rows(mesh)
   )
-  return odc.ODCState(
-    samples, jax.jit(memory.recompute, static_argnums=1)(samples, k)
-  )
+  centroids = jax.jit(memory.recompute, static_argnums=1)(samples, k)
+  return odc.ODCState(samples, centroids, jnp.int32(0))
 
 
 def step_function(config):
@@ -65,7 +64,7 @@ def test_memory_follows_the_official_code(
   golden_odc_memory_, mesh, monkeypatch
 ):
   trace = load(golden_odc_memory_)
-  n, _, _, _, num_steps = (int(x) for x in trace["hp"][:5])
+  n, _, _, b, num_steps = (int(x) for x in trace["hp"][:5])
   if "ev_step" in trace:
     monkeypatch.setattr(split, "two_means", replay.two_means(trace, "set2", n))
   state = start(trace, mesh)
@@ -107,7 +106,7 @@ def test_memory_follows_the_official_code(
     )
 
     state, aux = step(*args)
-    samples, centroids = state
+    samples, centroids, _ = state
     np.testing.assert_array_equal(
       samples.assignments[:n], trace["labels"][t], err_msg=f"step {t}"
     )
@@ -123,6 +122,12 @@ def test_memory_follows_the_official_code(
       aux["cluster/label_change"], trace["change_ratio"][t], atol=1e-6
     )
     assert aux["cluster/dissolved"] == trace["n_small"][t]
+    epoch_began = t - t % (n // b)
+    assert (
+      aux["cluster/dissolved_epoch"]
+      == odc.dissolved_clusters(state)
+      == sum(trace["n_small"][epoch_began : t + 1])
+    )
     if t in banks:
       np.testing.assert_allclose(samples.features[:n], banks[t], atol=1e-5)
 

@@ -127,6 +127,41 @@ def test_devices_exchange_sums_only(group_size):
     assert collective not in program
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("group_size", [0, 4])
+def test_the_gradient_is_that_of_the_formula(group_size, affine):
+  rng = np.random.default_rng(2)
+  x = jnp.asarray(rng.normal(1, 2, (8, 3, 5)), jnp.float32)
+  weights = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+  bn = norm.BatchNorm(5, eps=0.1, group_size=group_size, affine=affine)
+  if affine:
+    bn.scale[...] = jnp.asarray(rng.normal(size=5), jnp.float32)
+    bn.bias[...] = jnp.asarray(rng.normal(size=5), jnp.float32)
+  graph, params, rest = nnx.split(bn, nnx.Param, ...)
+  params = nnx.to_pure_dict(params)
+
+  def ours(params, x):
+    return jnp.sum(nnx.merge(graph, params, rest, copy=True)(x) * weights)
+
+  def formula(params, x):
+    groups = x.reshape(-1, group_size or 8, *x.shape[1:])
+    mean = groups.mean((1, 2), keepdims=True)
+    z = (groups - mean) / jnp.sqrt(groups.var((1, 2), keepdims=True) + 0.1)
+    y = z.reshape(x.shape)
+    if affine:
+      y = y * params["scale"][None, None] + params["bias"][None, None]
+    return jnp.sum(y * weights)
+
+  gradients = jax.grad(ours, (0, 1))(params, x)
+  expected = jax.grad(formula, (0, 1))(params, x)
+  assert len(jax.tree.leaves(gradients)) == (3 if affine else 1)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5),
+    gradients,
+    expected,
+  )
+
+
 def test_a_group_of_everything_is_the_whole_batch():
   whole = norm.BatchNorm(2)(jnp.asarray(ROWS))
   group = norm.BatchNorm(2, group_size=4)(jnp.asarray(ROWS))

@@ -1,0 +1,494 @@
+"""What a run will need, before it is launched: python run.py --mode=plan
+
+Compiles what the run would compile, for the devices at hand or for a TPU slice
+that is not there, and reads memory, traffic and work off the result. Nothing
+is computed.
+"""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from odc_jax import config as config_lib
+from odc_jax import hlo, memory, sizes, topology
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.data import loader, sources
+from odc_jax.errors import UserError
+from odc_jax.evals import features, knn
+from odc_jax.methods import METHODS
+from odc_jax.program import Program, assemble
+
+GIB = 2**30
+
+# What libtpu 0.0.42 lets a program take of a device's HBM, as its message says
+# when one takes more, and the device's bfloat16 operations in a second, as the
+# data sheets give them. A chip of v2, v3 and tpu7x is two devices.
+_TPUS = {
+  "TPU v2": (7.48, 22.5e12),
+  "TPU v3": (15.48, 61.5e12),
+  "TPU v4": (30.75, 275e12),
+  "TPU v5 lite": (15.75, 197e12),
+  "TPU v5": (95.74, 459e12),
+  "TPU v6 lite": (31.25, 918e12),
+  "TPU7x": (94.75, 1153.5e12),
+}
+
+# Two steps are under way, and the next batch is on its way.
+_BATCHES_ON_DEVICE = 3
+# Estimates: a photograph of 12 megapixels while it is decoded, the path and
+# the object of an image's name, and what `evals.clustering.nmi` takes for two
+# clusterings with 10,000 clusters each (measured: 88 bytes an image).
+_DECODED_BYTES = 36_000_000
+_NAME_BYTES = 90
+_NMI_BYTES = 88
+
+# Collectives that are named one by one.
+_NUM_NAMED = 12
+
+
+class Usage(NamedTuple):
+  """What a compiled program takes, per device; bytes but for the last three.
+
+  Attributes:
+    arguments: What it is called with.
+    in_place: Of those, what its results are written over.
+    results: What it returns, `in_place` included.
+    temporaries: What it holds besides.
+    code: The program itself.
+    flops: Operations; those in a loop count once.
+    seconds: XLA's own estimate, NaN where it has none.
+    collectives: (op, shape, bytes), as `hlo.collectives` gives them.
+  """
+
+  arguments: int
+  in_place: int
+  results: int
+  temporaries: int
+  code: int
+  flops: float
+  seconds: float
+  collectives: list[tuple[str, str, int]]
+
+  @property
+  def added(self) -> int:
+    """What running it adds to what is there already."""
+    return self.results - self.in_place + self.temporaries + self.code
+
+
+class TooLargeError(Exception):
+  """The compiler found that a program does not fit the device."""
+
+
+def run(
+  config: Config,
+  *,
+  topology_name: str = "",
+  num_examples: int = 0,
+  images_per_second: float = 0.0,
+) -> dict[str, Any]:
+  """Prints what a run needs: a table, then the same as one line of JSON.
+
+  A run that does not fit is told so; it is not an error, a plan was asked for.
+
+  Args:
+    config: A complete experiment, as the files in `configs/` give it.
+    topology_name: A TPU slice, such as "v5e:16x16"; "" for the devices here.
+    num_examples: Images in the training set; 0 to open it and count.
+    images_per_second: Measured elsewhere; 0 if it is not known.
+
+  Returns:
+    What the JSON holds.
+
+  Raises:
+    UserError: For whatever the user can mend.
+  """
+  if num_examples < 0 or images_per_second < 0:
+    raise UserError("--num_examples and --images_per_second are at least 0")
+  devices = topology.devices(topology_name) if topology_name else None
+  mesh = mesh_lib.make_mesh(devices=devices)
+  if not num_examples:
+    num_examples = len(sources.make(config.data.source, config.data.split))
+  method = config_lib.choose(METHODS, config.method, "method")
+  config, reasons = sizes.fill(config, num_examples, mesh.size)
+  config = config_lib.resolve(config, num_examples, mesh.size)
+  with jax.set_mesh(mesh):
+    program = assemble(config, method, mesh)
+    result = _plan(config, method, program, mesh, reasons, images_per_second)
+  print(json.dumps({"topology": topology_name, **result}))
+  return result
+
+
+def lowered(
+  config: Config, method: Any, program: Program, mesh: Mesh
+) -> dict[str, Callable[[], Any]]:
+  """Returns the programs of a run: name -> () -> what can be compiled.
+
+  To be called inside `jax.set_mesh(mesh)`, whose devices need not exist.
+  """
+  state = program.shapes
+  rows, whole = mesh_lib.rows(mesh), mesh_lib.replicated(mesh)
+  params, batch_stats = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    (state.params, state.batch_stats),
+  )
+  batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+  size = config.data.image_size
+  images = jax.ShapeDtypeStruct(
+    (batch_size, size, size, 3), jnp.uint8, sharding=rows
+  )
+  index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
+  outputs = _outputs(config, program)
+  buffers = tuple(
+    jax.ShapeDtypeStruct(
+      (memory.padded_rows(config.num_examples), *shape), dtype, sharding=rows
+    )
+    for shape, dtype in (
+      (outputs.features.shape[1:], jnp.float32),
+      (outputs.embeddings.shape[1:], jnp.float32),
+      ((), jnp.int32),  # labels
+    )
+  )
+
+  def recluster(embeddings):
+    return method.recluster(config, state.method, lambda: embeddings)
+
+  return {
+    "extraction": lambda: features.writer(program.forward, mesh).lower(
+      buffers, params, batch_stats, images, index, index
+    ),
+    "first clustering": lambda: jax.jit(recluster).lower(buffers[1]),
+    "step": lambda: program.step.lower(state, program.batch),
+  }
+
+
+def measure(lower: Callable[[], Any]) -> Usage:
+  """Compiles a program and returns what it takes.
+
+  Raises:
+    TooLargeError: It does not fit the device; with the compiler's words.
+  """
+  try:
+    compiled = lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    raise TooLargeError(line) from error
+  sizes_ = compiled.memory_analysis()
+  costs = compiled.cost_analysis() or {}
+  return Usage(
+    arguments=sizes_.argument_size_in_bytes,
+    in_place=sizes_.alias_size_in_bytes,
+    results=sizes_.output_size_in_bytes,
+    temporaries=sizes_.temp_size_in_bytes,
+    code=sizes_.generated_code_size_in_bytes,
+    flops=costs.get("flops", 0.0),
+    seconds=costs.get("optimal_seconds", math.nan),
+    collectives=hlo.collectives(compiled.as_text()),
+  )
+
+
+def device_limits(
+  device: Any,
+) -> tuple[int | float | None, str, float | None]:
+  """Returns bytes that a program may take, where from, and peak FLOP/s.
+
+  None for what is not known.
+  """
+  table = _TPUS.get(device.device_kind)
+  try:
+    stats = device.memory_stats() or {}
+  except jax.errors.JaxRuntimeError:
+    stats = {}  # a device that is not there
+  peak = table[1] if table else None
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"], "says the device", peak
+  if table:
+    return table[0] * GIB, "from a table", peak
+  return None, "not known", peak
+
+
+def host_bytes(
+  config: Config, state_bytes: int, num_processes: int
+) -> dict[str, int]:
+  """Returns estimates of the memory of one process: part -> bytes.
+
+  Args:
+    config: A resolved experiment.
+    state_bytes: Of the parts of the state on this process's devices, each
+      part once: what it writes of a checkpoint.
+    num_processes: That share every batch.
+  """
+  data, n = config.data, config.num_examples
+  image = 3 * data.image_size**2
+  threads = max(1, data.num_threads) * max(1, data.num_workers)
+  held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
+  eval_batches = max(2, data.num_threads)
+  return {
+    "training batches": held * config.batch_size // num_processes * image,
+    "evaluation batches": (
+      eval_batches * config.eval.batch_size // num_processes * image
+    ),
+    "images being decoded": 2 * threads * _DECODED_BYTES,
+    "names of the images": n * _NAME_BYTES,
+    "clusters, twice": 2 * 4 * n,
+    "comparing them": _NMI_BYTES * n,
+    "a checkpoint": state_bytes,
+  }
+
+
+def _plan(config, method, program, mesh, reasons, images_per_second):
+  devices = list(mesh.devices.flat)
+  num_processes = len({device.process_index for device in devices})
+  limit, limit_source, peak = device_limits(devices[0])
+  steps_per_epoch = loader.steps_per_epoch(
+    config.num_examples, config.batch_size
+  )
+  num_steps = int(config.num_epochs * steps_per_epoch)
+  print(
+    f"{config.num_examples:,} images, {config.num_clusters:,} clusters, "
+    f"batch {config.batch_size:,}\n"
+    f"{len(devices)} x {devices[0].device_kind}, {num_processes} "
+    f"process{'es' if num_processes > 1 else ''}\n"
+    f"{steps_per_epoch:,} steps an epoch, {config.num_epochs:,} epochs, "
+    f"{num_steps:,} steps"
+  )
+  print(*reasons, sep="\n", end="\n" if reasons else "")
+
+  parts = _parts(program, mesh)
+  _print_bytes("Bytes per device", parts)
+  state_bytes = sum(parts.values()) - parts["batches"]
+
+  usages, too_large = {}, {}
+  for name, lower in lowered(config, method, program, mesh).items():
+    begin = time.perf_counter()
+    try:
+      usages[name] = measure(lower)
+    except TooLargeError as error:
+      too_large[name] = str(error)
+    print(f"compiled: {name}, {time.perf_counter() - begin:.0f} s", flush=True)
+  phases = _phases(config, program, usages, parts, state_bytes, mesh)
+  fits = _print_phases(phases, usages, too_large, limit, limit_source)
+
+  sharded = parts["sample memory"] * len(devices) // num_processes
+  host = host_bytes(
+    config, state_bytes - parts["sample memory"] + sharded, num_processes
+  )
+  _print_bytes("Bytes per process on the host, estimated", host)
+
+  for name, usage in usages.items():
+    _print_collectives(name, usage.collectives)
+
+  result = {
+    "device": devices[0].device_kind,
+    "devices": len(devices),
+    "processes": num_processes,
+    "num_examples": config.num_examples,
+    "num_clusters": config.num_clusters,
+    "batch_size": config.batch_size,
+    "steps_per_epoch": steps_per_epoch,
+    "steps": num_steps,
+    "limit": limit,
+    "fits": fits,
+    "too_large": too_large,
+    "parts": parts,
+    "phases": phases,
+    "host": host,
+    "programs": {
+      name: {**usage._asdict(), "collectives": _grouped(usage.collectives)}
+      for name, usage in usages.items()
+    },
+    **_times(config, usages.get("step"), num_steps, peak, images_per_second),
+  }
+  for program_ in result["programs"].values():
+    program_.pop("seconds")  # only where it is sane, and then it stands above
+  return result
+
+
+def _outputs(config, program):
+  """Returns the shapes that the network makes of one image."""
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  state = program.shapes
+  return jax.eval_shape(program.forward, state.params, state.batch_stats, image)
+
+
+def _parts(program, mesh):
+  """Returns what of a training state and its batches lies on each device."""
+  shapes, where = program.shapes, program.shardings
+  samples, rest = 0, 0
+  for leaf, sharding in zip(
+    jax.tree.leaves(shapes.method), jax.tree.leaves(where.method), strict=True
+  ):
+    if sharding.spec == mesh_lib.REPLICATED:
+      rest += _num_bytes(leaf, sharding)
+    else:
+      samples += _num_bytes(leaf, sharding)
+  batch = sum(
+    _num_bytes(leaf, mesh_lib.rows(mesh)) for leaf in program.batch.values()
+  )
+  return {
+    "parameters": _tree_bytes(shapes.params, where.params),
+    "optimizer": _tree_bytes(shapes.opt_state, where.opt_state),
+    "batch statistics": _tree_bytes(shapes.batch_stats, where.batch_stats),
+    "sample memory": samples,
+    "centroid memory": rest,
+    "batches": _BATCHES_ON_DEVICE * batch,
+  }
+
+
+def _phases(config, program, usages, parts, state_bytes, mesh):
+  """Returns what each phase of a run takes per device, by part."""
+  rows = memory.padded_rows(config.num_examples) // mesh.size
+  outputs = _outputs(config, program)
+  features_bytes = 4 * rows * outputs.features.shape[1]
+  # Embeddings and a label.
+  extracted = features_bytes + 4 * rows * (outputs.embeddings.shape[1] + 1)
+
+  def added(name):
+    return usages[name].added if name in usages else 0
+
+  phases = {
+    "training": {
+      "state": state_bytes,
+      "batches": parts["batches"],
+      "step": added("step"),
+    },
+    "first clustering": {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "clustering": added("first clustering"),
+    },
+    "extraction": {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "network": added("extraction"),
+    },
+  }
+  if "knn" in config.eval.evaluators:
+    phases["kNN, estimated"] = {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "their unit vectors": features_bytes,
+      "similarities, twice": 2 * 4 * knn.CHUNK * rows,
+    }
+  return phases
+
+
+def _times(config, step, num_steps, peak, images_per_second):
+  """Prints and returns what is known of the time."""
+  found = {}
+  if step is not None:
+    found["step_flops_per_device"] = step.flops
+    line = f"\n{step.flops:.3g} FLOPs a step and device"
+    if peak:
+      least = step.flops / peak
+      found["least_step_ms"] = 1e3 * least
+      line += f": {1e3 * least:.1f} ms at the chip's peak"
+      # XLA's estimate is for its own choices between programs; it may be
+      # negative, or less than the arithmetic alone takes.
+      if step.seconds >= least:
+        found["xla_step_ms"] = 1e3 * step.seconds
+        line += f"; XLA expects {1e3 * step.seconds:.1f} ms"
+      else:
+        line += "; XLA's own estimate makes no sense here"
+    print(line)
+  if images_per_second:
+    hours = num_steps * config.batch_size / images_per_second / 3600
+    found["hours"] = hours
+    print(f"{hours:,.1f} hours at {images_per_second:,.0f} images/s")
+  return found
+
+
+def _num_bytes(leaf, sharding):
+  return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _tree_bytes(shapes, shardings):
+  return sum(
+    map(_num_bytes, jax.tree.leaves(shapes), jax.tree.leaves(shardings))
+  )
+
+
+def _print_bytes(title, parts):
+  print(f"\n{title}")
+  for name, size in parts.items():
+    print(f"  {name:24} {_readable(size):>10}")
+  print(f"  {'sum':24} {_readable(sum(parts.values())):>10}")
+
+
+def _print_phases(phases, usages, too_large, limit, limit_source):
+  """Prints a line for each phase; returns whether all of them fit."""
+  print("\nBytes per device, by phase")
+  for name, parts in phases.items():
+    line = " + ".join(
+      f"{part} {_readable(size)}" for part, size in parts.items()
+    )
+    print(f"  {name:18} {_readable(sum(parts.values())):>10} = {line}")
+  print("\nOf these, by program")
+  for name, usage in usages.items():
+    print(
+      f"  {name:18} temporaries {_readable(usage.temporaries)}, code "
+      f"{_readable(usage.code)}, new results "
+      f"{_readable(usage.results - usage.in_place)}, in place "
+      f"{_readable(usage.in_place)}"
+    )
+  for name, reason in too_large.items():
+    print(f"  {name:18} does not fit: {reason}")
+  most = max(sum(parts.values()) for parts in phases.values())
+  if too_large:
+    print("\nDOES NOT FIT: the compiler refuses what is named above")
+    return False
+  if limit is None:
+    print(f"\nneeds {_readable(most)} a device; its limit is not known")
+    return None
+  fits = most <= limit
+  print(
+    f"\n{'fits' if fits else 'DOES NOT FIT'}: {_readable(most)} of "
+    f"{_readable(limit)} a device ({limit_source})"
+  )
+  return fits
+
+
+def _grouped(
+  collectives: Sequence[tuple[str, str, int]],
+) -> list[tuple[str, str, int, int]]:
+  """Returns (op, shape, bytes of one, count), the largest first."""
+  counts = Counter(collectives)
+  groups = [(*kind, count) for kind, count in counts.items()]
+  return sorted(groups, key=lambda group: -group[2] * group[3])
+
+
+def _print_collectives(name, collectives):
+  groups = _grouped(collectives)
+  print(
+    f"\nBetween devices, {name}: {len(collectives)} collectives, "
+    f"{_readable(sum(size for _, _, size in collectives))}, each at most once "
+    "a step or iteration"
+  )
+  for op, shape, size, count in groups[:_NUM_NAMED]:
+    if shape.count("[") > 3:
+      shape = f"{shape.count('[')} arrays"
+    print(f"  {count:4} x {_readable(size):>10}  {op} {shape}")
+  rest = groups[_NUM_NAMED:]
+  if rest:
+    number = sum(count for *_, count in rest)
+    size = sum(size * count for _, _, size, count in rest)
+    print(f"  {number:4} smaller, together {_readable(size)}")
+
+
+def _readable(size: int | float) -> str:
+  """Returns 1.5 GiB for 1610612736."""
+  for unit in ("B", "KiB", "MiB"):
+    if size < 1024:
+      return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    size /= 1024
+  return f"{size:,.2f} GiB"

@@ -1,0 +1,209 @@
+"""What is compiled for a run: its state, and the functions that change it.
+
+The loop (`train.py`) runs it; a plan compiles it for devices that are not
+there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from odc_jax import mesh as mesh_lib
+from odc_jax import optim, xla
+from odc_jax import state as state_lib
+from odc_jax.config import Config
+from odc_jax.data import augment
+from odc_jax.errors import UserError
+from odc_jax.models.functional import Functional, functional
+from odc_jax.models.network import build
+from odc_jax.state import TrainState
+
+
+class Program(NamedTuple):
+  """The compiled side of an experiment on a mesh.
+
+  Attributes:
+    init: () -> TrainState, jitted; every leaf where it belongs.
+    step: (state, batch) -> (state, scalars, finite), jitted; see `make_step`.
+      The state is donated.
+    forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
+      evaluation mode, to be jitted.
+    shapes: The state as `jax.eval_shape` gives it.
+    shardings: Where every leaf of the state lies.
+    batch: The shapes of a global batch that `step` takes.
+  """
+
+  init: Callable[[], TrainState]
+  step: Callable[..., tuple[TrainState, dict[str, Any], dict[str, Any]]]
+  forward: Callable[..., Any]
+  shapes: TrainState
+  shardings: TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
+  """Puts an experiment together; nothing is computed yet.
+
+  Args:
+    config: A resolved experiment (`config.resolve`).
+    method: A module of `METHODS`.
+    mesh: The devices, of which only the description need exist.
+
+  Raises:
+    UserError: If the devices cannot share the rows of the memories evenly, or
+      if there are too many of them to be numbered.
+  """
+  network = functional(
+    lambda rngs: build(
+      config.model,
+      config.num_clusters,
+      rngs,
+      in_channels=2 if config.augment.sobel else 3,
+    )
+  )
+  steps_per_epoch = config.num_examples // config.batch_size
+  optimizer = optim.make(config.optimizer, steps_per_epoch)
+  init = state_lib.init_function(
+    config, method, network, optimizer, config.num_examples
+  )
+  shapes = jax.eval_shape(init)
+  shardings = state_lib.shardings(shapes, mesh)
+  _check_rows(shapes, shardings, mesh.size)
+
+  def augmentation(key, images, index):
+    # The network sees the first view alone.
+    return augment.augment_views(config.augment, key, images, index)[:, 0]
+
+  def forward(params, batch_stats, images):
+    images = augment.normalize(config.augment, images)
+    return network.apply(params, batch_stats, images, None, train=False)[0]
+
+  step = jax.jit(
+    make_step(config, method, network, optimizer, augmentation),
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.rows(mesh)),
+    out_shardings=(shardings, None, None),
+    compiler_options=xla.compiler_options(mesh),
+  )
+  size = config.data.image_size
+  batch = {
+    "image": jax.ShapeDtypeStruct(
+      (config.batch_size, 1, size, size, 3), jnp.uint8
+    ),
+    "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+  }
+  return Program(
+    jax.jit(init, out_shardings=shardings),
+    step,
+    forward,
+    shapes,
+    shardings,
+    batch,
+  )
+
+
+def embedding_std(embeddings: Float[Array, "b d"]) -> Float[Array, ""]:
+  """Returns how widely a batch's embeddings are spread over the sphere.
+
+  sqrt(sum_j var_i u_ij) of the directions u_i = z_i / |z_i|: 0 where all are
+  the same, or zero; near 1 where they point everywhere alike, and never more.
+  For a value s, two embeddings have the mean cosine 1 - s^2. Behind a ReLU,
+  independent normal entries give sqrt(1 - 1/pi) = 0.83.
+
+  Args:
+    embeddings: Of one batch, of any length, [b, d].
+
+  Source: Chen & He 2021 (SimSiam), arXiv:2011.10566, section 4.1, whose plain
+  mean of the standard deviations, times sqrt(d), is the same where all entries
+  vary alike, but near 0 as well for embeddings that are widely spread and
+  sparse.
+  """
+  lengths = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+  directions = embeddings / (lengths + 1e-10)
+  return jnp.sqrt(jnp.sum(jnp.var(directions, axis=0)))
+
+
+def _check_rows(shapes, shardings, num_devices):
+  for shape, sharding in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True
+  ):
+    rows = shape.shape[0] if shape.shape else 0
+    if sharding.spec != mesh_lib.ROWS:
+      continue
+    if rows > jnp.iinfo(jnp.int32).max:
+      raise UserError(
+        f"a memory of {rows:,} rows is more than int32 can number; take fewer "
+        "than 2,147,482,624 images"
+      )
+    if rows % num_devices:
+      raise UserError(
+        f"{num_devices} devices cannot share a memory of {rows:,} rows "
+        "evenly; take a number of devices that divides 1,024"
+      )
+
+
+def make_step(
+  config: Config,
+  method: Any,
+  network: Functional,
+  optimizer: optax.GradientTransformation,
+  augmentation: Any,
+):
+  """Returns `step(state, batch) -> (state, scalars, finite)`, to be jitted.
+
+  Args:
+    config: The experiment.
+    method: A module of `METHODS`.
+    network: The model as pure functions.
+    optimizer: An optax transform.
+    augmentation: (key, images, index) -> float32 images.
+  """
+
+  def step(state: TrainState, batch: dict[str, jax.Array]):
+    key = jax.random.fold_in(state.key, state.step)
+    augment_key, network_key = jax.random.split(key)
+    images = augmentation(augment_key, batch["image"], batch["index"])
+
+    def loss_function(params):
+      outputs, batch_stats = network.apply(
+        params, state.batch_stats, images, network_key, train=True
+      )
+      targets = method.targets(state.method, outputs, batch)
+      targets = jax.lax.stop_gradient(targets)
+      loss, aux = method.loss(config, outputs, targets, state.method)
+      return loss, (outputs, batch_stats, aux)
+
+    (loss, (outputs, batch_stats, aux)), gradients = jax.value_and_grad(
+      loss_function, has_aux=True
+    )(state.params)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    method_state, method_aux = method.after_step(
+      config, state.method, outputs, batch, state.step
+    )
+    new_state = TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      method=method_state,
+      key=state.key,
+      restarts=state.restarts,
+    )
+    finite = {
+      "the loss": jnp.isfinite(loss),
+      "an embedding": jnp.all(jnp.isfinite(outputs.embeddings)),
+    }
+    scalars = {
+      "train/loss": loss,
+      "train/embedding_std": embedding_std(outputs.embeddings),
+    }
+    return new_state, {**scalars, **aux, **method_aux}, finite
+
+  return step

@@ -1,0 +1,119 @@
+"""Whole programs compiled for TPU slices that are not there.
+
+  pytest -n 0 -m tpu_aot -k "v5e_2x4 and imagenet and step"
+
+Each is one compilation, of half a minute to some minutes. They need libtpu, as
+`pip install -e '.[plan]'` brings it. The batch is the published 512 for
+ImageNet: two images for each of 256 chips.
+"""
+
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import odc_imagenet
+from odc_jax import config as config_lib
+from odc_jax import hlo, memory, plan, topology
+from odc_jax import mesh as mesh_lib
+from odc_jax.methods import odc
+from odc_jax.program import assemble
+from tests import passes
+
+pytestmark = [
+  pytest.mark.tpu_aot,
+  pytest.mark.skipif(
+    # In the gate a missing libtpu is an error, which names the remedy.
+    not topology.is_installed() and "CI" not in os.environ,
+    reason="libtpu is not installed",
+  ),
+]
+
+SIZES = {
+  "imagenet": (1_281_167, {}),
+  "100m": (
+    100_000_000,
+    {
+      "num_clusters": 100_000,
+      "batch_size": 4096,
+      "odc.memory_dtype": "bfloat16",
+    },
+  ),
+}
+CASES = [
+  ("v5e:2x4", "imagenet"),
+  ("v5e:16x16", "imagenet"),
+  ("v4:4x4x4", "imagenet"),
+  ("v5e:16x16", "100m"),
+  ("v4:4x4x4", "100m"),
+]
+each_case = pytest.mark.parametrize(
+  ("slice_name", "size"),
+  CASES,
+  ids=["-".join(case).replace(":", "_") for case in CASES],
+)
+
+
+def prepare(slice_name, size):
+  """Returns the mesh, the experiment and what a device's HBM lets one take."""
+  topology.prepare_environment()
+  mesh = mesh_lib.make_mesh(devices=topology.devices(slice_name))
+  num_examples, overrides = SIZES[size]
+  config = odc_imagenet.get_config()
+  config.update_from_flattened_dict(overrides)
+  config = config_lib.resolve(config, num_examples, mesh.size)
+  limit, _, _ = plan.device_limits(mesh.devices.flat[0])
+  assert limit is not None
+  return mesh, config, limit
+
+
+def assert_nothing_grows(found, mesh, num_examples):
+  """No side of what moves is the data set's, or a device's share of it."""
+  rows = memory.padded_rows(num_examples)
+  sizes = {
+    int(number) for _, shape, _ in found for number in re.findall(r"\d+", shape)
+  }
+  assert not sizes & {num_examples, rows, rows // mesh.size}
+
+
+@each_case
+def test_the_step(slice_name, size, record_property):
+  mesh, config, limit = prepare(slice_name, size)
+  with jax.set_mesh(mesh):
+    program = assemble(config, odc, mesh)
+    usage = plan.measure(plan.lowered(config, odc, program, mesh)["step"])
+  print(usage._replace(collectives=[]))
+  needed = usage.arguments + usage.added
+  record_property("gib", round(needed / 2**30, 2))
+  assert needed < limit
+
+  # Features and two clusters of every image.
+  width = (
+    config.model.embedding_dim * jnp.dtype(config.odc.memory_dtype).itemsize
+  )
+  share = memory.padded_rows(config.num_examples) // mesh.size * (width + 8)
+  assert usage.in_place > share
+
+  k, d = config.num_clusters, config.model.embedding_dim
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(program.shapes.params))
+  assert max(size for *_, size in usage.collectives) <= max(
+    4 * parameters, 4 * k * (d + 1)
+  )
+  assert_nothing_grows(usage.collectives, mesh, config.num_examples)
+
+
+@pytest.mark.parametrize("name", passes.NAMES)
+@each_case
+def test_a_pass(slice_name, size, name):
+  mesh, config, _ = prepare(slice_name, size)
+  n, k = memory.padded_rows(config.num_examples), config.num_clusters
+  d, dtype = config.model.embedding_dim, jnp.dtype(config.odc.memory_dtype)
+  compiled = passes.lower(name, mesh, n, d, k, dtype).compile()
+  memory_ = compiled.memory_analysis()
+  print(name, memory_)
+  assert memory_.temp_size_in_bytes < 512e6
+  found = hlo.collectives(compiled.as_text())
+  assert max((size for *_, size in found), default=0) <= 4 * k * (d + 1)
+  assert_nothing_grows(found, mesh, config.num_examples)

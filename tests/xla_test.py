@@ -1,0 +1,56 @@
+"""Options reach the compiler, and never end the process."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from odc_jax import mesh as mesh_lib
+from odc_jax import xla
+
+YNN = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def test_on_a_cpu_convolutions_are_xlas_own(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  options = xla.compiler_options(mesh_lib.make_mesh(1))
+  assert options == {YNN: "LIBRARY_FUSION_TYPE_REDUCE"}
+
+  def blur(images, kernel):
+    maps = jax.lax.conv_general_dilated(
+      images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.sum(jnp.square(maps), axis=(0, 1, 2))
+
+  program = (
+    jax.jit(blur, compiler_options=options)
+    .lower(jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32)))
+    .compile()
+    .as_text()
+  )
+  assert " convolution(" in program
+  assert "__ynn_fusion" in program  # the sum
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_hlo_as_text --{YNN}=")
+  assert xla.compiler_options(mesh_lib.make_mesh(1)) is None
+
+
+def test_what_this_jaxlib_does_not_know_is_left_out(monkeypatch):
+  monkeypatch.setitem(xla._CPU, "xla_cpu_no_such_option", "1")
+  options = xla.compiler_options(mesh_lib.make_mesh(1))
+  assert options is not None
+  assert "xla_cpu_no_such_option" not in options
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_other_devices_keep_theirs(platform):
+  class Device:
+    """One that is not there."""
+
+  device = Device()
+  device.platform = platform
+  mesh = Mesh(np.array([device]), (mesh_lib.AXIS,))
+  assert xla.compiler_options(mesh) is None
