@@ -74,6 +74,7 @@ ALLOWED = {
   "speed": {"config"},
   "step_log": {"config", "metrics", "speed"},
   "evals": {"evals", "memory", "mesh", "processes", "xla"},
+  "results": {"errors", "results"},
   "program": {
     "config",
     "data",
@@ -118,6 +119,7 @@ def test_imports_point_one_way(path):
     ("tensorflow_datasets", "data"),
     ("clu", "metrics.py"),
     ("rich", "metrics.py"),
+    ("faiss", "results"),
   ],
 )
 def test_a_library_is_known_to_one_room(library, owner):

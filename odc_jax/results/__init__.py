@@ -1,0 +1,1 @@
+"""What a run hands over, as numbers: NumPy in, NumPy out; no jax, no files."""
