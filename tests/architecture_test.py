@@ -74,6 +74,7 @@ ALLOWED = {
   "speed": {"config"},
   "step_log": {"config", "metrics", "speed"},
   "evals": {"evals", "memory", "mesh", "processes", "xla"},
+  "report": {"config", "data", "errors", "files", "metrics", "report"},
   "program": {
     "config",
     "data",
@@ -118,6 +119,8 @@ def test_imports_point_one_way(path):
     ("tensorflow_datasets", "data"),
     ("clu", "metrics.py"),
     ("rich", "metrics.py"),
+    ("matplotlib", "report"),
+    ("jinja2", "report"),
   ],
 )
 def test_a_library_is_known_to_one_room(library, owner):
