@@ -58,7 +58,7 @@ def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
     DecodeError: it cannot be read.
   """
   image = _open(image)
-  return _finish(image, max(image.size) / long_side if long_side else 1)
+  return _finish(image, max(image.size) / long_side if long_side else 1.0)
 
 
 def random_resized_crops(

@@ -138,7 +138,7 @@ def read(workdir: pathlib.Path) -> Contents:
     "num_duplicate_groups": picked.num_duplicate_groups,
     "map": {"image": on_map[seen].tolist(), **_positions(table, points)},
   }
-  order = _unique([*place[picked.important], *_by_rank(lists)])
+  order = _unique([*place[picked.important].tolist(), *_by_rank(lists)])
   return Contents(
     data=data,
     index=table["index"][picked.rows[: len(images["key"])]],
@@ -401,4 +401,4 @@ def _rounded(values: Iterable[float | None], digits: int = 3) -> list:
 
 def _unique(values: Iterable[int]) -> list[int]:
   """Returns each value once, where it stands first, without -1."""
-  return [int(v) for v in dict.fromkeys(map(int, values)) if v >= 0]
+  return [value for value in dict.fromkeys(values) if value >= 0]

@@ -26,17 +26,19 @@ def write_images(folder, names, seed=0):
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def write_history(workdir, source, num_clusters, num_images, **changes):
+def write_history(
+  workdir, source, num_clusters, num_images, labelled=True, seed=0
+):
   """Writes what a run under way has: config.json and metrics.jsonl."""
   config = odc_digits.get_config()
   config.num_clusters = num_clusters
   config.num_epochs = EPOCHS
   config.data.source = source
-  config.update(changes)
-  config = config_lib.resolve(config, num_images, 1) if num_images else config
+  config.seed = seed
+  config.batch_size = min(64, num_images)
+  config = config_lib.resolve(config, num_images, 1)
   workdir.mkdir(parents=True, exist_ok=True)
   config_lib.write(config, workdir, resuming=False)
-  labelled = changes.pop("labelled", True)
   with (workdir / "metrics.jsonl").open("w") as file:
     for step in range(10 * EPOCHS + 1):
       epoch = step / 10
