@@ -75,6 +75,7 @@ ALLOWED = {
   "step_log": {"config", "metrics", "speed"},
   "evals": {"evals", "memory", "mesh", "processes", "xla"},
   "results": {"errors", "results"},
+  "report": {"config", "data", "errors", "files", "metrics", "report"},
   "program": {
     "config",
     "data",
@@ -120,6 +121,8 @@ def test_imports_point_one_way(path):
     ("clu", "metrics.py"),
     ("rich", "metrics.py"),
     ("faiss", "results"),
+    ("matplotlib", "report"),
+    ("jinja2", "report"),
   ],
 )
 def test_a_library_is_known_to_one_room(library, owner):

@@ -39,7 +39,7 @@ class Crop(NamedTuple):
   views: int = 1
 
 
-def decode(image: AnyImage) -> Image.Image:
+def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
   """Decodes an image to upright RGB.
 
   Transparent pixels are laid over white, 16-bit grey keeps its upper byte, and
@@ -47,6 +47,9 @@ def decode(image: AnyImage) -> Image.Image:
 
   Args:
     image: the bytes of a file, or uint8 pixels [h, w, 3], [h, w, 1] or [h, w].
+    long_side: for a result that is going to be made smaller: it may already
+      come out smaller, with this many pixels or more on its longer side. Saves
+      most of the time that a large JPEG takes.
 
   Returns:
     The image in mode RGB, turned as its EXIF orientation says.
@@ -54,7 +57,8 @@ def decode(image: AnyImage) -> Image.Image:
   Raises:
     DecodeError: it cannot be read.
   """
-  return _finish(_open(image))
+  image = _open(image)
+  return _finish(image, max(image.size) / long_side if long_side else 1.0)
 
 
 def random_resized_crops(

@@ -1,0 +1,56 @@
+"""One page that shows what a run has found: report.html in its work directory.
+
+Reads files only and needs neither JAX nor the network that was trained.
+"""
+
+import pathlib
+
+from odc_jax.files import write_whole
+from odc_jax.report import contents, curves, history, page, pictures
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+  """Writes `report.html`: one file that opens from disk, without a network.
+
+  Of a run that is not done it holds the curves and the signs of collapse. It
+  stays below 30 MB; what is a sample says so.
+
+  Args:
+    workdir: The work directory of a run.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    UserError: There is no run in `workdir`, or a file of it is damaged.
+    OSError: The page cannot be written.
+  """
+  run = history.read(workdir)
+  reference = history.reference(run.config)
+  missing = contents.missing(workdir)
+  shown = made = None
+  if not missing:
+    shown = contents.read(workdir)
+    made = pictures.take(
+      run.config,
+      shown.data["images"]["key"],
+      shown.index,
+      shown.with_pictures,
+      shown.on_map_only,
+    )
+  text = page.render(
+    history=run,
+    curves=curves.draw(
+      history.by_epoch(run.lines),
+      reference,
+      run.config["num_clusters"],
+      run.config["num_examples"],
+    ),
+    reference=reference,
+    missing=missing,
+    contents=shown,
+    pictures=made,
+  )
+  path = workdir / "report.html"
+  write_whole(path, text.encode())
+  return path

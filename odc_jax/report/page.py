@@ -1,0 +1,198 @@
+"""From what is shown to one HTML file that needs nothing else."""
+
+import base64
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from odc_jax import metrics
+from odc_jax.report.contents import Contents
+from odc_jax.report.curves import Curve
+from odc_jax.report.history import History
+from odc_jax.report.pictures import Pictures
+
+_HERE = pathlib.Path(__file__).parent
+# Bad images that are named; the rest are in bad_images.txt.
+_BAD_IMAGES = 20
+
+# Scalar -> what it is called, and what it means. In this order.
+_NUMBERS = {
+  "eval/knn_top1": (
+    "kNN accuracy",
+    "images whose nearest neighbours, by the network's features, have their "
+    "true label",
+  ),
+  "eval/purity_labels": (
+    "Purity",
+    "images that have their cluster's most common true label",
+  ),
+  "eval/nmi_labels": (
+    "NMI with the labels",
+    "what the clusters tell about the true labels: 0 nothing, 1 all",
+  ),
+  "eval/ari_labels": (
+    "Adjusted Rand index",
+    "pairs of images on which clusters and true labels agree: 0 is chance, "
+    "1 all",
+  ),
+  "cluster/nmi_previous": (
+    "NMI with the previous epoch",
+    "how settled the clusters are: 1 when no image moved in the last epoch",
+  ),
+  "cluster/label_change": (
+    "Label change",
+    "images of the last batches whose cluster changed",
+  ),
+  "cluster/min_size": ("Smallest cluster", "images in it"),
+  "cluster/max_size": ("Largest cluster", "images in it"),
+  "cluster/empty": ("Empty clusters", "clusters without an image"),
+}
+_FRACTIONS = {"eval/knn_top1", "eval/purity_labels", "cluster/label_change"}
+_COUNTS = {"cluster/min_size", "cluster/max_size", "cluster/empty"}
+
+# Column of clusters.parquet -> what it means.
+COLUMNS = {
+  "index": "Place of the image in the data set, from 0; the row of "
+  "embeddings.npy.",
+  "key": "Its file name, relative to the folder of images, or its name in the "
+  "data set.",
+  "cluster": "The cluster it is in.",
+  "cluster_size": "How many images are in that cluster.",
+  "group": "The group of similar clusters, where groups were asked for "
+  "(--num_groups).",
+  "similarity": "Cosine of its embedding with the centroid of its cluster: 1 "
+  "is the centre.",
+  "second_cluster": "The most similar other cluster.",
+  "margin": "similarity, less that with the second cluster. Near 0 on the "
+  "boundary, negative where the other centroid is nearer.",
+  "confidence": "Probability that the network's classifier gives to the "
+  "cluster, 0 to 1.",
+  "outlier_score": "How unlike all other images it is, 0 to 1.",
+  "is_outlier": "Whether that is above the threshold in clusters.json.",
+  "near_duplicate_group": "Images with the same number are nearly the same "
+  "picture; empty where there is none.",
+  "projection_x, projection_y": "Its place on the map.",
+  "neighbors": "The nearest images: ids are rows of this file, distances are 1 "
+  "less the cosine.",
+  "label": "The true label, where it is known. Training has not seen it.",
+}
+
+
+def render(
+  history: History,
+  curves: Sequence[Curve],
+  reference: dict[str, Any] | None,
+  missing: Sequence[str],
+  contents: Contents | None,
+  pictures: Pictures | None,
+) -> str:
+  """Returns the page.
+
+  Args:
+    history: Of the run.
+    curves: Of its scalars.
+    reference: What lies behind the curves, if anything.
+    missing: Files with the clusters that are not there.
+    contents: The clusters, if they are there.
+    pictures: Of the images in `contents`.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  script = (_HERE / "page.js").read_text()
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  config = history.config
+  data = None
+  if contents is not None:
+    of = pictures.of if pictures else [-1] * len(contents.index)
+    data = {
+      **contents.data,
+      "images": {**contents.data["images"], "picture": of},
+    }
+  return environment.get_template("page.html.jinja").render(
+    title=_title(config),
+    facts=_facts(history),
+    numbers=_numbers(history.summary),
+    finished=history.finished,
+    findings=history.findings,
+    bad_images=history.bad_images[:_BAD_IMAGES],
+    num_bad_images=len(history.bad_images),
+    advice=contents.advice if contents else "",
+    missing=missing,
+    curves=curves,
+    reference=reference,
+    data=data,
+    pictures=pictures,
+    columns=COLUMNS,
+    css=(_HERE / "page.css").read_text(),
+    script=script,
+    # The browser runs this script and no other, whatever a file is called.
+    script_digest=digest,
+  )
+
+
+def _title(config: dict[str, Any]) -> str:
+  return (
+    f"{config['method'].upper()} on {_data_set(config)}: "
+    f"{config['num_clusters']:,} clusters of {config['num_examples']:,} images"
+  )
+
+
+def _data_set(config: dict[str, Any]) -> str:
+  """Returns what people call the data set: no path."""
+  kind, _, name = config["data"]["source"].partition(":")
+  split = config["data"]["split"]
+  if kind == "folder":
+    name = pathlib.PurePath(name).name or "a folder"
+  name = name or kind
+  return f"{name} ({split})" if split else name
+
+
+def _facts(history: History) -> dict[str, str]:
+  """Returns what was run, in words."""
+  config = history.config
+  epoch = max(line["epoch"] for line in history.lines)
+  of = config["num_epochs"]
+  model = config["model"]
+  size = config["data"]["image_size"]
+  return {
+    "Method": config["method"].upper(),
+    "Data set": _data_set(config),
+    "Images": f"{config['num_examples']:,}",
+    "Clusters": f"{config['num_clusters']:,}",
+    "Epochs": f"{of:,}" if epoch >= of else f"{epoch:,.1f} of {of:,}",
+    "Network": f"{model['name']}, width {model['width']}, {size} px",
+    "Batch": f"{config['batch_size']:,} images",
+    "Seed": str(config["seed"]),
+  }
+
+
+def _numbers(summary: dict[str, float]) -> list[dict[str, str]]:
+  """Returns the headline numbers: scalar, name, value, meaning."""
+  names = [name for name in _NUMBERS if name in summary]
+  names += [
+    name
+    for name in summary
+    if name.startswith("eval/") and name not in _NUMBERS
+  ]
+  found = []
+  for scalar in names:
+    name, text = _NUMBERS.get(
+      scalar, (scalar.partition("/")[2], metrics.SCALARS.get(scalar, ""))
+    )
+    value = summary[scalar]
+    if scalar in _FRACTIONS:
+      shown = f"{value:.1%}"
+    elif scalar in _COUNTS:
+      shown = f"{value:,.0f}"
+    else:
+      shown = f"{value:.3f}"
+    found.append({"scalar": scalar, "name": name, "value": shown, "text": text})
+  return found
