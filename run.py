@@ -1,4 +1,8 @@
-"""Trains and evaluates: python run.py --config=configs/odc_digits.py"""
+"""Trains, and uses what was trained:
+
+python run.py --config=configs/odc_digits.py
+python run.py --mode=assign --workdir=runs/odc_digits --images=new/images
+"""
 
 import pathlib
 import re
@@ -20,8 +24,21 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "plan"],
-  "train: train or go on, then evaluate; plan: print what that will need",
+  ["train", "assign", "report", "plan"],
+  "train: train or go on, then evaluate; assign: new --images to the clusters "
+  "of a finished run; report: write report.html anew; plan: print what "
+  "training will need",
+)
+IMAGES = flags.DEFINE_string(
+  "images", None, "assign: a folder of images, nested or not"
+)
+OUTPUT = flags.DEFINE_string(
+  "output", None, "assign: the file to write; default: WORKDIR/assigned.parquet"
+)
+NUM_GROUPS = flags.DEFINE_integer(
+  "num_groups",
+  None,
+  "train, assign, report: merge the clusters into so many groups as well",
 )
 TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -63,8 +80,12 @@ def main(argv: list[str]) -> None:
     raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
   # Orbax tells of its every move.
   logging.set_verbosity(logging.WARNING)
+  _check_flags()
   if MODE.value == "plan" and TOPOLOGY.value:
     _plan()
+    return
+  if MODE.value == "report":
+    _report()
     return
   launch.start(
     platform=PLATFORM.value,
@@ -76,21 +97,67 @@ def main(argv: list[str]) -> None:
   if MODE.value == "plan":
     _plan()
     return
-  for flag in (TOPOLOGY, NUM_EXAMPLES, IMAGES_PER_SECOND):
-    if flag.value:
-      raise UserError(f"--{flag.name} needs --mode=plan")
+  if MODE.value == "assign":
+    _assign()
+    return
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
   from odc_jax import processes, train
 
-  config_name = config_flags.get_config_filename(flags.FLAGS["config"])
-  workdir = WORKDIR.value or f"runs/{_run_name(config_name)}"
-  # A shell leaves the ~ of --workdir=~/x to us.
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = _workdir()
   with processes.together():
-    summary = train.run(CONFIG.value, workdir)
+    summary = train.run(CONFIG.value, workdir, NUM_GROUPS.value)
   for name, value in summary.items():
     processes.say(f"{name:28} {value:.4f}")
   processes.say(f"written to {workdir}")
+
+
+def _check_flags() -> None:
+  """Raises a UserError where a flag belongs to another mode."""
+  for flag, *modes in (
+    (TOPOLOGY, "plan"),
+    (NUM_EXAMPLES, "plan"),
+    (IMAGES_PER_SECOND, "plan"),
+    (IMAGES, "assign"),
+    (OUTPUT, "assign"),
+    (NUM_GROUPS, "train", "assign", "report"),
+  ):
+    if flag.value and MODE.value not in modes:
+      raise UserError(f"--{flag.name} needs --mode={' or '.join(modes)}")
+
+
+def _workdir() -> pathlib.Path:
+  """Returns the work directory; a shell leaves the ~ of --workdir=~/x to us."""
+  if WORKDIR.value:
+    return pathlib.Path(WORKDIR.value).expanduser()
+  config_name = config_flags.get_config_filename(flags.FLAGS["config"])
+  return pathlib.Path("runs", _run_name(config_name))
+
+
+def _assign() -> None:
+  """Assigns new images to the clusters of a finished run."""
+  import jax
+
+  from odc_jax import trained
+
+  if not IMAGES.value:
+    raise UserError("--mode=assign needs a folder: --images=/my/new/images")
+  if jax.process_count() > 1:
+    raise UserError("--mode=assign runs in one process: --num_processes=1")
+  workdir = _workdir()
+  output = pathlib.Path(OUTPUT.value or workdir / "assigned.parquet")
+  run = trained.Run(workdir)
+  path = output.expanduser()
+  print(trained.assign_to_file(run, IMAGES.value, path, NUM_GROUPS.value))
+
+
+def _report() -> None:
+  """Writes the report of a run anew."""
+  from odc_jax import report, results
+
+  workdir = _workdir()
+  if NUM_GROUPS.value is not None:
+    results.regroup(workdir, NUM_GROUPS.value)
+  print(f"written: {report.write(workdir)}")
 
 
 def _plan() -> None:
@@ -125,6 +192,8 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     if CONFIG.value is None:
+      if WORKDIR.value and MODE.value in ("assign", "report"):
+        return rest  # what they need is in the work directory
       raise UserError("no config given; try --config=configs/odc_digits.py")
     # A file that is not there is noticed on the first access only.
     _ = CONFIG.value.method

@@ -21,7 +21,73 @@ _SEAL = "sha256.json"
 
 def any_in(workdir: pathlib.Path) -> bool:
   """Returns whether a work directory holds a run that can go on."""
-  return any(workdir.glob("checkpoints/[0-9]*"))
+  return bool(_steps(workdir))
+
+
+def _steps(workdir):
+  """Returns the steps whose checkpoints are complete, in any order."""
+  # Orbax gives a folder its name when all is in it.
+  return [
+    int(path.name)
+    for path in workdir.glob("checkpoints/[0-9]*")
+    if path.name.isdecimal()
+  ]
+
+
+def _target(shapes, shardings):
+  """Returns what Orbax is to restore, and where to."""
+  # Shapes with shardings, not arrays: a numpy target of another shape would
+  # be filled without a word.
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def restore_network(
+  workdir: pathlib.Path, shapes: Any, shardings: Any
+) -> tuple[Any, Any]:
+  """Returns the weights of the last checkpoint that can be read.
+
+  Reads nothing else of it, changes nothing, and may be called while the run
+  goes on.
+
+  Args:
+    workdir: The work directory.
+    shapes: The state as `jax.eval_shape` gives it.
+    shardings: Where every leaf of it is to lie.
+
+  Returns:
+    Parameters and batch statistics.
+
+  Raises:
+    UserError: If there is no checkpoint that can be read.
+  """
+  folder = (workdir / "checkpoints").absolute()
+  target = _target(
+    {"params": shapes.params, "batch_stats": shapes.batch_stats},
+    {"params": shardings.params, "batch_stats": shardings.batch_stats},
+  )
+  problem = "there is none; train first, with the same command without --mode"
+  for step in sorted(_steps(workdir), reverse=True):
+    problem = _problem(folder / str(step))
+    if problem is None:
+      try:
+        network = ocp.PyTreeCheckpointer().restore(
+          folder / str(step) / "state",
+          args=ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+          ),
+        )
+        return network["params"], network["batch_stats"]
+      except Exception as error:  # Orbax has a different one for each case.
+        problem = str(error).splitlines()[0]
+  raise UserError(f"no checkpoint in {folder} can be read: {problem}")
 
 
 class Checkpoints:
@@ -67,20 +133,12 @@ class Checkpoints:
     Raises:
       UserError: If there are checkpoints, but none can be read.
     """
-    # Shapes with shardings, not arrays: a numpy target of another shape would
-    # be filled without a word.
-    target = jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=where
-      ),
-      shapes,
-      shardings,
-    )
+    target = _target(shapes, shardings)
     damaged = []
     for step in reversed(self.steps()):
       # One process looks at the files, so that all take the same checkpoint.
       problem = processes.gather(
-        self._problem(step) if processes.is_first() else None
+        _problem(self.folder / str(step)) if processes.is_first() else None
       )[0]
       if problem is None:
         try:
@@ -150,22 +208,22 @@ class Checkpoints:
     except Exception as error:  # a full disk, in whatever words Orbax has
       self._failure = error  # raised where the run waits
 
-  def _problem(self, step: int) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None.
 
-    Orbax notices a file that is cut short, but not every flipped bit.
-    """
-    folder = self.folder / str(step)
-    if not (folder / _SEAL).exists():
-      return None  # killed between the last file and the seal
-    expected = json.loads((folder / _SEAL).read_text())
-    found = _digests(folder)
-    for name, digest in expected.items():
-      if name not in found:
-        return f"{name} is missing"
-      if found[name] != digest:
-        return f"{name} has changed since it was written"
-    return None
+def _problem(folder: pathlib.Path) -> str | None:
+  """Returns what is wrong with the files of a checkpoint, or None.
+
+  Orbax notices a file that is cut short, but not every flipped bit.
+  """
+  if not (folder / _SEAL).exists():
+    return None  # killed between the last file and the seal
+  expected = json.loads((folder / _SEAL).read_text())
+  found = _digests(folder)
+  for name, digest in expected.items():
+    if name not in found:
+      return f"{name} is missing"
+    if found[name] != digest:
+      return f"{name} has changed since it was written"
+  return None
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -1,14 +1,39 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a path to write to, which becomes `path` at the end.
+
+  Several processes may write the same path at once: the last one wins. Where
+  the block raises, what was there before is still there.
+
+  Args:
+    path: the file, replaced if it exists. Its folder has to exist.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path = pathlib.Path(path)
+  # Not `tempfile`: its files can be read by nobody but their owner.
+  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  try:
+    yield partial
+    with partial.open("rb") as file:
+      os.fsync(file.fileno())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
   """Writes a file so that nobody, at any time, finds a part of it.
-
-  Several processes may write the same path at once: the last one wins.
 
   Args:
     path: the file, replaced if it exists. Its folder has to exist.
@@ -17,14 +42,5 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
   Raises:
     OSError: it cannot be written; what was there before is still there.
   """
-  path = pathlib.Path(path)
-  # Not `tempfile`: its files can be read by nobody but their owner.
-  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-  try:
-    with partial.open("xb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with whole(path) as partial, partial.open("xb") as file:
+    file.write(data)

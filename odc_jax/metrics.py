@@ -8,9 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import rich.console
-import rich.progress
-
+from odc_jax import progress
 from odc_jax.files import write_whole
 from odc_jax.health import Finding, Health
 
@@ -93,7 +91,7 @@ class MetricWriter:
     self._file = self._path.open("a")
     self._tensorboard = _tensorboard(workdir / "tensorboard")
     self._start = time.time()
-    self._progress = _progress_bar()
+    self._progress = progress.on_terminal()
     if self._progress is not None:
       self._progress.start()
       self._task = self._progress.add_task(
@@ -240,18 +238,3 @@ def _tensorboard(folder: pathlib.Path):
   # Otherwise writing the first scalar takes all of the GPUs' memory.
   tf.config.set_visible_devices([], "GPU")
   return metric_writers.SummaryWriter(str(folder))
-
-
-def _progress_bar() -> rich.progress.Progress | None:
-  """Returns a progress bar on a terminal, else None."""
-  console = rich.console.Console()
-  if not console.is_terminal:
-    return None
-  return rich.progress.Progress(
-    rich.progress.TextColumn("{task.description}"),
-    rich.progress.BarColumn(),
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeRemainingColumn(),
-    rich.progress.TextColumn("{task.fields[note]}"),
-    console=console,
-  )

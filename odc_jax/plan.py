@@ -5,6 +5,7 @@ that is not there, and reads memory, traffic and work off the result. Nothing
 is computed.
 """
 
+import functools
 import json
 import math
 import time
@@ -146,15 +147,9 @@ def lowered(
   )
   index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
   outputs = _outputs(config, program)
-  buffers = tuple(
-    jax.ShapeDtypeStruct(
-      (memory.padded_rows(config.num_examples), *shape), dtype, sharding=rows
-    )
-    for shape, dtype in (
-      (outputs.features.shape[1:], jnp.float32),
-      (outputs.embeddings.shape[1:], jnp.float32),
-      ((), jnp.int32),  # labels
-    )
+  buffers = jax.tree.map(
+    lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=rows),
+    _extracted(config, outputs),
   )
 
   def recluster(embeddings):
@@ -350,8 +345,10 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
   rows = memory.padded_rows(config.num_examples) // mesh.size
   outputs = _outputs(config, program)
   features_bytes = 4 * rows * outputs.features.shape[1]
-  # Embeddings and a label.
-  extracted = features_bytes + 4 * rows * (outputs.embeddings.shape[1] + 1)
+  extracted = sum(
+    part.size * part.dtype.itemsize // mesh.size
+    for part in _extracted(config, outputs)
+  )
 
   def added(name):
     return usages[name].added if name in usages else 0
@@ -381,6 +378,15 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
       "similarities, twice": 2 * 4 * knn.CHUNK * rows,
     }
   return phases
+
+
+def _extracted(config, outputs):
+  """Returns the shapes of what an extraction keeps of all images."""
+  return jax.eval_shape(
+    functools.partial(
+      features.empty, outputs, memory.padded_rows(config.num_examples)
+    )
+  )
 
 
 def _times(config, step, num_steps, peak, images_per_second):

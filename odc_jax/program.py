@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from odc_jax import memory, optim, xla
 from odc_jax import mesh as mesh_lib
-from odc_jax import optim, xla
 from odc_jax import state as state_lib
 from odc_jax.config import Config
 from odc_jax.data import augment
@@ -33,6 +33,7 @@ class Program(NamedTuple):
       The state is donated.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
       evaluation mode, to be jitted.
+    judge: See `make_judge`, jitted.
     shapes: The state as `jax.eval_shape` gives it.
     shardings: Where every leaf of the state lies.
     batch: The shapes of a global batch that `step` takes.
@@ -41,9 +42,30 @@ class Program(NamedTuple):
   init: Callable[[], TrainState]
   step: Callable[..., tuple[TrainState, dict[str, Any], dict[str, Any]]]
   forward: Callable[..., Any]
+  judge: Callable[..., "Judgement"]
   shapes: TrainState
   shardings: TrainState
   batch: dict[str, jax.ShapeDtypeStruct]
+
+
+class Judgement(NamedTuple):
+  """Where images stand among the clusters.
+
+  Attributes:
+    nearest: The one that the method would assign.
+    similarity: Cosine of the embedding with the centroid of the cluster that
+      is judged.
+    second_cluster: The most similar of the others, by the cosine.
+    margin: `similarity` minus the cosine with that one's centroid; below zero
+      where the other is more similar.
+    confidence: The classifier's probability of the cluster.
+  """
+
+  nearest: Int[Array, "b"]
+  similarity: Float[Array, "b"]
+  second_cluster: Int[Array, "b"]
+  margin: Float[Array, "b"]
+  confidence: Float[Array, "b"]
 
 
 def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
@@ -101,10 +123,55 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     jax.jit(init, out_shardings=shardings),
     step,
     forward,
+    jax.jit(
+      make_judge(config, method, network),
+      out_shardings=mesh_lib.replicated(mesh),
+    ),
     shapes,
     shardings,
     batch,
   )
+
+
+def make_judge(config: Config, method: Any, network: Functional):
+  """Returns `judge(params, batch_stats, centroids, embeddings, clusters)`.
+
+  It returns a `Judgement` of embeddings [b, d] of the network in evaluation
+  mode among centroids [k, d], for the given clusters [b] or, where these are
+  -1, for the nearest. [b, k] scores exist at once.
+
+  Args:
+    config: The experiment.
+    method: A module of `METHODS`.
+    network: The model as pure functions.
+  """
+
+  def judge(params, batch_stats, centroids, embeddings, clusters):
+    nearest = method.nearest(config, centroids, embeddings)
+    cluster = jnp.where(clusters < 0, nearest, clusters)
+    cosines = jnp.matmul(
+      memory.normalize(embeddings),
+      memory.normalize(centroids).T,
+      precision="highest",
+    )
+    similarity = _entry(cosines, cluster)
+    is_own = jnp.arange(cosines.shape[1])[None, :] == cluster[:, None]
+    others = jnp.where(is_own, -jnp.inf, cosines)
+    logits = network.apply_part("head", params, batch_stats, embeddings)
+    return Judgement(
+      nearest,
+      similarity,
+      jnp.argmax(others, axis=1).astype(jnp.int32),
+      similarity - jnp.max(others, axis=1),
+      _entry(jax.nn.softmax(logits), cluster),
+    )
+
+  return judge
+
+
+def _entry(scores, clusters):
+  """Returns scores[i, clusters[i]]."""
+  return jnp.take_along_axis(scores, clusters[:, None], axis=1)[:, 0]
 
 
 def embedding_std(embeddings: Float[Array, "b d"]) -> Float[Array, ""]:

@@ -8,10 +8,16 @@ import time
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from odc_jax import checkpoint, metrics, optim, processes, sizes
+from odc_jax import (
+  checkpoint,
+  metrics,
+  optim,
+  processes,
+  report,
+  results,
+  sizes,
+)
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
@@ -23,6 +29,7 @@ from odc_jax.errors import UserError
 from odc_jax.evals import EVALS, features
 from odc_jax.evals.clustering import nmi
 from odc_jax.files import write_whole
+from odc_jax.handover import hand_over
 from odc_jax.health import Health
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
@@ -35,13 +42,16 @@ _SHARED_SECONDS = 30
 _MOST_ROLLBACKS = 3
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, int | float]:
+def run(
+  config: Config, workdir: pathlib.Path, num_groups: int | None = None
+) -> dict[str, int | float]:
   """Trains, or goes on where the work directory stopped, and evaluates.
 
   Args:
     config: A complete experiment, as the files in `configs/` give it.
     workdir: Where everything is written; see the README for what. With several
       processes a folder that all of them see.
+    num_groups: How many groups to merge the clusters into at the end, if any.
 
   Returns:
     What is in `summary.json`: name -> last value.
@@ -54,7 +64,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, int | float]:
   while True:
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
       try:
-        return _run(config, workdir, mesh, stack, rollbacks)
+        return _run(config, workdir, num_groups, mesh, stack, rollbacks)
       except NotFiniteError as error:
         # Saving comes after checking: no checkpoint holds what was not finite.
         problem = error
@@ -73,7 +83,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, int | float]:
     )
 
 
-def _run(config, workdir, mesh, stack, rollbacks):
+def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # ---------------------------------------------------------------- data ---
   method = config_lib.choose(METHODS, config.method, "method")
   evaluators = [
@@ -89,6 +99,7 @@ def _run(config, workdir, mesh, stack, rollbacks):
   num_examples = len(train_source)
   config, reasons = sizes.fill(config, num_examples, mesh.size)
   config = config_lib.resolve(config, num_examples, mesh.size)
+  results.check_num_groups(num_groups, config.num_clusters)
   classes = train_source.num_classes
   processes.say(
     f"{num_examples:,} images in {config.data.source}, "
@@ -303,20 +314,30 @@ def _run(config, workdir, mesh, stack, rollbacks):
   for bad in (bad_train, bad_test):
     bad.exchange(processes.gather)
   clusters = without_padding(method.clusters(state.method))
-  keys = train_source.keys or _all_keys(train_features)
+  keys = train_source.keys
+  if keys is None:
+    named = _all_keys(train_features)
+    keys = [named[i] for i in range(num_examples)]
+  writer.close()  # its progress bar makes way for others
+  hand_over(
+    workdir,
+    program,
+    mesh,
+    state,
+    train_features,
+    num_clusters=config.num_clusters,
+    clusters=clusters,
+    keys=keys,
+    bad=bad_train.indices,
+    num_groups=num_groups,
+  )
   summary = None
   if processes.is_first():
-    _write_clusters(
-      workdir / "clusters.parquet",
-      keys,
-      train_features.labels,
-      clusters,
-      bad_train.indices,
-    )
     summary = metrics.last_values(workdir)
     write_whole(
       workdir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
     )
+    report.write(workdir)
   for bad in (bad_train, bad_test):
     if len(bad):
       processes.say(f"{bad}, named in {bad_path}")
@@ -382,19 +403,3 @@ def _all_keys(features):
 def _divisible(batch_size: int, devices: int) -> int:
   """Returns the next multiple of the number of devices."""
   return -(-batch_size // devices) * devices
-
-
-def _write_clusters(path, keys, labels, clusters, bad):
-  """Writes a row per training image, without those that cannot be read."""
-  index = np.array([i for i in range(len(clusters)) if i not in bad])
-  clusters, labels = clusters[index], labels[index]
-  sizes = np.bincount(clusters)
-  table = {
-    "index": pa.array(index, pa.int64()),
-    "key": pa.array([keys[i] for i in index.tolist()], pa.string()),
-    "cluster": pa.array(clusters, pa.int32()),
-    "cluster_size": pa.array(sizes[clusters], pa.int32()),
-  }
-  if (labels >= 0).any():
-    table["label"] = pa.array(labels, pa.int32(), mask=labels < 0)
-  pq.write_table(pa.table(table), path)

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8, UInt8
 
 from odc_jax import memory, processes, xla
 from odc_jax import mesh as mesh_lib
+
+# Side of the grey thumbnail by which near-duplicates are told.
+_SIGNATURE_SIDE = 16
 
 
 class Features(NamedTuple):
@@ -21,12 +24,14 @@ class Features(NamedTuple):
     features: Pooled backbone, float32, rows split over the devices and padded
       to `memory.padded_rows(n)`; pad rows are zero.
     embeddings: Behind the neck, likewise.
+    signatures: What each image looks like from afar, likewise; see `signature`.
     labels: Ground truth, -1 where unknown, on every host, n of them.
     keys: Index -> name, of the images that this process has read.
   """
 
   features: Float[Array, "rows c"]
   embeddings: Float[Array, "rows d"]
+  signatures: Int8[Array, "rows s"]
   labels: np.ndarray
   keys: dict[int, str]
 
@@ -58,13 +63,15 @@ def extractor(
       )
       if buffers is None:
         outputs = jax.eval_shape(forward, params, batch_stats, arrays[0])
-        buffers = _empty(outputs, num_rows, rows)
+        buffers = jax.jit(
+          functools.partial(empty, outputs, num_rows), out_shardings=rows
+        )()
       buffers = write(buffers, params, batch_stats, *arrays)
       named = zip(batch["index"][real].tolist(), batch["key"], strict=False)
       keys.update(named)
-    features, embeddings, labels = buffers
+    features, embeddings, signatures, labels = buffers
     labels = processes.to_host(labels)[:num_examples]
-    return Features(features, embeddings, labels, keys)
+    return Features(features, embeddings, signatures, labels, keys)
 
   return extract
 
@@ -72,8 +79,8 @@ def extractor(
 def writer(forward: Callable, mesh: Mesh) -> Callable:
   """Returns `write(buffers, params, batch_stats, images, index, labels)`.
 
-  Jitted: one batch of an extraction. The buffers, features, embeddings and
-  labels of the whole data set, are donated; it returns them.
+  Jitted: one batch of an extraction. The buffers, as `empty` makes them, are
+  donated; it returns them.
   """
   rows = mesh_lib.rows(mesh)
 
@@ -88,21 +95,52 @@ def writer(forward: Callable, mesh: Mesh) -> Callable:
     return tuple(
       buffer.at[index].set(new, mode="drop")
       for buffer, new in zip(
-        buffers, (outputs.features, outputs.embeddings, labels), strict=True
+        buffers,
+        (outputs.features, outputs.embeddings, signature(images), labels),
+        strict=True,
       )
     )
 
   return write
 
 
-def _empty(outputs, num_rows, rows):
-  """Returns buffers for what is kept of `num_rows` images."""
+def empty(outputs: Any, num_rows: int) -> tuple[Array, ...]:
+  """Returns buffers for what is kept of `num_rows` images.
 
-  def empty():
-    features, embeddings = (
-      jnp.zeros((num_rows, part.shape[1]))
-      for part in (outputs.features, outputs.embeddings)
-    )
-    return features, embeddings, jnp.full((num_rows,), -1, jnp.int32)
+  Args:
+    outputs: Of the network, or their shapes.
+    num_rows: With the padding.
 
-  return jax.jit(empty, out_shardings=rows)()
+  Returns:
+    Features and embeddings, float32; signatures, int8; labels, int32.
+  """
+  return (
+    jnp.zeros((num_rows, outputs.features.shape[1])),
+    jnp.zeros((num_rows, outputs.embeddings.shape[1])),
+    jnp.zeros((num_rows, _SIGNATURE_SIDE**2), jnp.int8),
+    jnp.full((num_rows,), -1, jnp.int32),
+  )
+
+
+def signature(images: UInt8[Array, "b h w 3"]) -> Int8[Array, "b s"]:
+  """Returns what images look like from afar, whatever a network makes of them.
+
+  A grey thumbnail of 16 x 16, minus its mean, scaled to length 127: the dot
+  product of two, over 127^2, is the correlation of the thumbnails. A flat image
+  has zeros.
+
+  Args:
+    images: [b, h, w, 3].
+
+  Returns:
+    [b, 256].
+  """
+  gray = jnp.mean(images.astype(jnp.float32), axis=-1)
+  side = _SIGNATURE_SIDE
+  small = jax.image.resize(gray, (gray.shape[0], side, side), "linear")
+  small = small.reshape(gray.shape[0], side**2)
+  small = small - jnp.mean(small, axis=1, keepdims=True)
+  length = jnp.linalg.norm(small, axis=1, keepdims=True)
+  # Below one grey level it is rounding that would be compared.
+  unit = jnp.where(length > side, small / jnp.maximum(length, 1e-10), 0)
+  return jnp.round(127 * unit).astype(jnp.int8)

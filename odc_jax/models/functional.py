@@ -21,10 +21,13 @@ class Functional(NamedTuple):
       batch_stats)`, to be used inside `jax.jit` and `jax.grad`. `train` is a
       Python bool. `key` seeds dropout and may be None in evaluation, which
       returns `batch_stats` as they came.
+    apply_part: `apply_part(name, params, batch_stats, x) -> outputs`: a
+      submodule alone, in evaluation.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
   apply: Callable[..., tuple[Any, Tree]]
+  apply_part: Callable[[str, Tree, Tree, Any], Any]
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -35,7 +38,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
       None. It may hold parameters and batch statistics, nothing else.
 
   Returns:
-    Its `init` and `apply`.
+    Its `init`, `apply` and `apply_part`.
 
   Raises:
     ValueError: if the module holds another kind of state, such as a generator
@@ -70,7 +73,11 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
       batch_stats = _to_tree(module, nnx.BatchStat)
     return outputs, batch_stats
 
-  return Functional(init, apply)
+  def apply_part(name: str, params: Tree, batch_stats: Tree, x: Any) -> Any:
+    module = nnx.merge(eval_graph, _from_tree(params), _from_tree(batch_stats))
+    return getattr(module, name)(x)
+
+  return Functional(init, apply, apply_part)
 
 
 def _to_tree(module: nnx.Module, kind: type) -> Tree:

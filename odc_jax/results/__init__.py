@@ -1,1 +1,240 @@
-"""What a run hands over, as numbers: NumPy in, NumPy out; no jax, no files."""
+"""What a user takes away: a row for every image, and what the clusters are.
+
+    embeddings.npy     unit embeddings, behind the neck, float16 [n, d]
+    centroids.npy      means of the clusters' embeddings, float32 [k, d]
+    features.npy       backbone features: principal components, scaled to unit
+                       length, float16 [n, p]
+    components.npz     `mean` [c] and `components` [p, c] that made them
+    clusters.parquet   a row for every image that can be read (`table.COLUMNS`)
+    clusters.json      the clusters, how they merge, advice on their number
+
+Host code alone: NumPy in, files out. docs/results.md explains every number and
+says which libraries were weighed.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8
+
+from odc_jax import progress
+from odc_jax.clustering.pca import PCA
+from odc_jax.errors import UserError
+from odc_jax.files import whole, write_whole
+from odc_jax.results import (
+  clusters,
+  duplicates,
+  neighbors,
+  outliers,
+  projection,
+  table,
+  tree,
+)
+
+# Nearest images that are kept of every image, and that its outlier score and
+# its near-duplicates are looked for among.
+NUM_NEIGHBORS = 10
+
+# More images than this one host does not compare with each other: their table
+# has no neighbours, outliers, near-duplicates and positions.
+MOST_COMPARED = 20_000_000
+
+
+class Judged(NamedTuple):
+  """Where each of n images stands among the clusters (`program.Judgement`).
+
+  Attributes:
+    cluster: Its own.
+    nearest: The one that the method would assign now.
+    similarity: Cosine of its embedding with the centroid of its own.
+    second_cluster: The most similar of the others.
+    margin: Similarity minus that with the second.
+    confidence: The classifier's probability of its own.
+  """
+
+  cluster: Int[np.ndarray, "n"]
+  nearest: Int[np.ndarray, "n"]
+  similarity: Float[np.ndarray, "n"]
+  second_cluster: Int[np.ndarray, "n"]
+  margin: Float[np.ndarray, "n"]
+  confidence: Float[np.ndarray, "n"]
+
+
+def unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+  """Returns the rows scaled to length 1; rows of zeros stay as they are."""
+  lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+  return rows / np.maximum(lengths, 1e-10)
+
+
+def check_num_groups(num_groups: int | None, num_clusters: int) -> None:
+  """Raises a UserError where clusters cannot be merged into so many groups."""
+  if num_groups is not None and not 1 <= num_groups <= num_clusters:
+    raise UserError(
+      f"--num_groups={num_groups} is not between 1 and the {num_clusters} "
+      "clusters"
+    )
+  if num_groups is not None and num_clusters > tree.MOST_CLUSTERS:
+    raise UserError(
+      f"--num_groups={num_groups}: {num_clusters:,} clusters are too many for "
+      "a merge tree; leave the flag out"
+    )
+
+
+def write(
+  workdir: pathlib.Path,
+  *,
+  keys: Sequence[str],
+  labels: Int[np.ndarray, "n"],
+  readable: Bool[np.ndarray, "n"],
+  judged: Judged,
+  centroids: Float[np.ndarray, "k d"],
+  components: PCA,
+  signatures: Int8[np.ndarray, "n s"],
+  num_groups: int | None = None,
+) -> None:
+  """Writes all but the two arrays with a row for every image.
+
+  Clusters live in the space of the embeddings. Which images are alike, and
+  which like no other, the backbone's features tell better: the neck keeps
+  little but the cluster (docs/results.md).
+
+  Args:
+    workdir: Where `features.npy` is already.
+    keys: Names of all n images.
+    labels: Ground truth, -1 where unknown.
+    readable: Which of them could be read; the others get no row.
+    judged: Of all of them; what it says of the unreadable is not looked at.
+    centroids: Of the clusters.
+    components: Of the features.
+    signatures: Grey thumbnails (`evals.features.signature`).
+    num_groups: How many groups to merge the clusters into; None: no column.
+
+  Raises:
+    UserError: There cannot be so many groups.
+  """
+  features = np.load(workdir / "features.npy", mmap_mode="r")
+  with whole(workdir / "centroids.npy") as path, path.open("wb") as file:
+    np.save(file, centroids)
+  with whole(workdir / "components.npz") as path, path.open("wb") as file:
+    np.savez(file, **components._asdict())
+  num_clusters = len(centroids)
+  sizes = np.bincount(judged.cluster[readable], minlength=num_clusters)
+  means = clusters.means(features, judged.cluster, num_clusters)
+  merges = tree.merge_tree(means, sizes)
+  groups = _cut(merges, num_groups, sizes)
+  thresholds = {"outlier_threshold": None, "novelty_threshold": None}
+  columns = {
+    "key": keys,
+    "label": labels,
+    "cluster": judged.cluster,
+    "cluster_size": sizes[judged.cluster],
+    "similarity": judged.similarity,
+    "second_cluster": judged.second_cluster,
+    "margin": judged.margin,
+    "confidence": judged.confidence,
+  }
+  if groups is not None:
+    columns["group"] = groups[judged.cluster]
+  if len(features) <= MOST_COMPARED:
+    with progress.bar("comparing the images", len(features)) as advance:
+      index = neighbors.Neighbors(features)
+      rows, similarities = neighbors.neighbors_of_all(
+        index, features, NUM_NEIGHBORS, lambda done, _: advance(done)
+      )
+    del index
+    # Of an image whose features are zero nothing is known but that it is odd.
+    scores = np.nan_to_num(outliers.scores(similarities), nan=1.0)
+    thresholds = {
+      "outlier_threshold": outliers.threshold(scores[readable]),
+      "novelty_threshold": outliers.novelty_threshold(scores[readable]),
+    }
+    columns |= {
+      "outlier_score": scores,
+      "is_outlier": scores > thresholds["outlier_threshold"],
+      "near_duplicate_group": duplicates.groups(rows, signatures),
+      "neighbors": (rows, similarities),
+    }
+    with progress.bar("drawing the map", 1) as advance:
+      columns["projection"] = np.nan_to_num(projection.project(features))
+      advance(1)
+  table.write(workdir / "clusters.parquet", columns, readable)
+
+  candidates = tree.candidates(num_clusters)
+  cuts = (
+    tree.silhouettes(features, judged.cluster, means, merges, candidates)
+    if merges is not None
+    else []
+  )
+  best, advice = tree.advice(num_clusters, int(readable.sum()), cuts)
+  summary = {
+    "num_clusters": num_clusters,
+    "num_images": len(features),
+    "num_groups": num_groups,
+    "agreement": float(
+      np.mean(judged.nearest[readable] == judged.cluster[readable])
+    ),
+    **thresholds,
+    "tree": None if merges is None else merges.tolist(),
+    "cuts": [{"num_groups": g, "silhouette": s} for g, s in cuts],
+    "best_num_groups": best,
+    "advice": advice,
+    "clusters": clusters.describe(columns, readable, means),
+  }
+  _write_json(workdir / "clusters.json", summary)
+
+
+def regroup(workdir: pathlib.Path, num_groups: int) -> None:
+  """Cuts the merge tree of a finished run anew, and renames no cluster.
+
+  Args:
+    workdir: Holds what `write` wrote; the column `group` and `num_groups` of
+      its files are set.
+    num_groups: How many groups there are to be.
+
+  Raises:
+    UserError: There cannot be so many, or the run has not finished.
+  """
+  path = workdir / "clusters.json"
+  if not path.exists():
+    raise UserError(
+      f"{workdir} has no clusters.json to merge clusters by: finish the run "
+      "first, with the same command without --mode"
+    )
+  groups = groups_of(workdir, num_groups)
+  assert groups is not None  # a number was asked for
+  table.set_groups(workdir / "clusters.parquet", groups)
+  summary = json.loads(path.read_text())
+  _write_json(path, summary | {"num_groups": num_groups})
+
+
+def groups_of(
+  workdir: pathlib.Path, num_groups: int | None
+) -> Int[np.ndarray, "k"] | None:
+  """Returns the group of every cluster of a finished run.
+
+  Args:
+    workdir: Holds what `write` wrote.
+    num_groups: How many; None: as many as the run's own table has, which may
+      be none.
+
+  Raises:
+    UserError: There cannot be so many.
+  """
+  summary = json.loads((workdir / "clusters.json").read_text())
+  if num_groups is None:
+    num_groups = summary["num_groups"]
+  sizes = np.array([cluster["size"] for cluster in summary["clusters"]])
+  return _cut(np.array(summary["tree"]), num_groups, sizes)
+
+
+def _cut(merges, num_groups, sizes):
+  """Returns the group of every cluster, or None where none are wanted."""
+  check_num_groups(num_groups, len(sizes))
+  return None if num_groups is None else tree.cut(merges, num_groups, sizes)
+
+
+def _write_json(path, content):
+  write_whole(path, (json.dumps(content) + "\n").encode())

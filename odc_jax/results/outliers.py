@@ -59,3 +59,20 @@ def threshold(scores: Float[np.ndarray, "n"]) -> float:
     return 1.0
   middle, high = np.quantile(known, [0.5, 0.9])
   return float(min(1.0, high + max(REACH * (high - middle), LEAST_DISTANCE)))
+
+
+def novelty_threshold(scores: Float[np.ndarray, "n"]) -> float:
+  """Returns the score above which a new image is unlike anything seen.
+
+  The 99th percentile of the training images' own scores: one in a hundred of
+  their kind is taken for new by mistake. Lower than `threshold`, which is for
+  images that the training set holds in spite of it.
+
+  Args:
+    scores: Of the training images, each against the others. NaN is left out.
+
+  Returns:
+    The threshold; 1 where there are no scores.
+  """
+  known = scores[~np.isnan(scores)]
+  return float(np.quantile(known, 0.99)) if known.size else 1.0

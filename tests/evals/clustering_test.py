@@ -46,7 +46,8 @@ def formulas(labels, clusters):
 
 def evaluate(labels, clusters):
   rows = jnp.zeros((1024, 2))
-  train = Features(rows, rows, labels, [""] * len(labels))
+  signatures = jnp.zeros((1024, 256), jnp.int8)
+  train = Features(rows, rows, signatures, labels, {})
   return dict(clustering.evaluate(None, train, None, clusters))
 
 

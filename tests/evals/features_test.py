@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import features
@@ -56,7 +57,8 @@ def test_every_row_once_in_order_and_padding_zero(mesh, n, rows):
   np.testing.assert_array_equal(found.embeddings[n:], 0)
   np.testing.assert_array_equal(found.labels, labels)
   assert found.keys == {i: f"image {i}" for i in range(n)}
-  for part in (found.features, found.embeddings):
+  np.testing.assert_array_equal(found.signatures[n:], 0)
+  for part in (found.features, found.embeddings, found.signatures):
     assert part.sharding.is_equivalent_to(mesh_lib.rows(mesh), 2)
 
 
@@ -74,3 +76,28 @@ def test_a_second_pass_uses_the_new_weights():
         8,
       )
       np.testing.assert_array_equal(found.features[:8], 10 * scale)
+
+
+def test_a_signature_is_a_thumbnail_as_pillow_makes_it():
+  rng = np.random.default_rng(0)
+  images = rng.integers(256, size=(5, 48, 48, 3), dtype=np.uint8)
+  found = np.asarray(features.signature(jnp.asarray(images)), np.float64)
+  for image, signature in zip(images, found, strict=True):
+    gray = Image.fromarray(image.mean(-1).astype(np.float32))
+    small = np.asarray(gray.resize((16, 16), Image.Resampling.BILINEAR))
+    small = small.ravel() - small.mean()
+    np.testing.assert_allclose(
+      signature, 127 * small / np.linalg.norm(small), atol=0.6
+    )
+
+
+def test_signatures_ignore_brightness_and_contrast_and_flat_images_have_none():
+  rng = np.random.default_rng(0)
+  image = rng.integers(50, 150, size=(32, 32, 3))
+  images = np.stack([image, image + 60, image // 2, np.full_like(image, 99)])
+  found = np.asarray(
+    features.signature(jnp.asarray(images.astype(np.uint8))), np.float64
+  )
+  correlations = found @ found.T / 127**2
+  assert correlations[:3, :3].min() > 0.99
+  np.testing.assert_array_equal(found[3], 0)

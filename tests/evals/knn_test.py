@@ -133,6 +133,8 @@ def test_only_the_wanted_rows_in_their_order(mesh):
 
 # The evaluator.
 
+NO_SIGNATURES = jnp.zeros((0, 256), jnp.int8)
+
 
 def config(k=5, temperature=0.0):
   return ConfigDict({"eval": {"knn_k": k, "knn_temperature": temperature}})
@@ -141,8 +143,8 @@ def config(k=5, temperature=0.0):
 def features_of(mesh, x, labels):
   """The embeddings would classify differently."""
   embeddings = on_mesh(mesh, x[::-1].copy())
-  keys = [str(i) for i in range(len(x))]
-  return Features(on_mesh(mesh, x), embeddings, labels, keys)
+  keys = {i: str(i) for i in range(len(x))}
+  return Features(on_mesh(mesh, x), embeddings, NO_SIGNATURES, labels, keys)
 
 
 def test_even_rows_classify_odd_ones(mesh):
@@ -179,12 +181,13 @@ def test_without_labels_on_both_sides_there_is_nothing(known):
   labels = np.full(N, -1, np.int32)
   labels[known] = 1
   x = jnp.ones((96, D))
-  train = Features(x, x, labels, [""] * N)
+  train = Features(x, x, NO_SIGNATURES, labels, {})
   assert list(knn.evaluate(config(), train, None, None)) == []
 
 
 def test_without_labels_in_the_test_set_there_is_nothing():
   x, labels = draw(N, 1)
-  train = Features(jnp.asarray(x), jnp.asarray(x), labels, [""] * N)
+  rows = jnp.asarray(x)
+  train = Features(rows, rows, NO_SIGNATURES, labels, {})
   test = train._replace(labels=np.full(N, -1, np.int32))
   assert list(knn.evaluate(config(), train, test, None)) == []

@@ -253,3 +253,14 @@ def test_many_blocks_keep_their_order():
     params["layers"][str(i)]["kernel"] = jnp.full((1, 1), float(i))
   outputs, _ = f.apply(params, stats, jnp.zeros((1, 1, 1, 3)), None, False)
   np.testing.assert_array_equal(outputs, np.arange(12))
+
+
+def test_a_part_alone_does_what_it_does_in_the_whole(model):
+  apply, params, stats = model
+  outputs, _ = apply(params, stats, IMAGES, None, train=False)
+  for name, given, expected in (
+    ("neck", outputs.features, outputs.embeddings),
+    ("head", outputs.embeddings, outputs.logits),
+  ):
+    found = FUNCTIONS.apply_part(name, params, stats, given)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
