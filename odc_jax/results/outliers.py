@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 # The threshold lies this many times the distance of the 90th from the 50th
 # percentile above the 90th. See docs/results.md.
-REACH = 3.0
+REACH = 2.5
 # Two images whose cosines differ by less are not told apart: where nearly all
 # are alike, rounding alone makes no outliers.
 LEAST_DISTANCE = 1e-3
@@ -42,10 +42,11 @@ def scores(similarities: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m"]:
 def threshold(scores: Float[np.ndarray, "n"]) -> float:
   """Returns the score above which an image is an outlier.
 
-  q90 + 3 (q90 - q50), a boxplot's fence (Tukey 1977) with the upper half alone
-  as its measure of spread, for the scores are skewed to the right (Hubert &
-  Vandervieren 2008 say why symmetric fences fail then), and far enough out in
-  it to follow a heavy tail.
+  q90 + 2.5 (q90 - q50): a boxplot's fence (Tukey 1977) with the upper half
+  alone as its measure of spread, since scores are skewed to the right (Hubert &
+  Vandervieren 2008 say why a symmetric fence fails then), taken far enough out
+  to follow a heavy tail, and not so far that a few outliers in a hundred move
+  it.
 
   Args:
     scores: Of the training images, each against the others. NaN is left out.

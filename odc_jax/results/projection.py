@@ -62,7 +62,7 @@ def project(
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
   """Returns [n, 2] positions of unit vectors."""
   n, d = vectors.shape
-  if n < 2:
+  if (vectors == vectors[:1]).all():  # one, or all alike
     return np.zeros((n, 2), np.float32)
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
@@ -73,8 +73,6 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     start = np.zeros((n, 2), np.float32)
     start[:, : reduced.shape[1]] = reduced[:, :2]
     spread = start[:, 0].std()
-    if spread == 0:  # all alike
-      return start
     return TSNE(
       # scikit-learn wants it below n, and sensible is a third of that.
       perplexity=min(PERPLEXITY, max((n - 1) / 3, 0.5)),

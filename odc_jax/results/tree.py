@@ -7,6 +7,14 @@ from jaxtyping import Float, Int
 
 # Memory grows with the square: 20,000 clusters take 1.6 GB.
 MOST_CLUSTERS = 20_000
+# Clusters for each kind of image that one hopes to find. DeepCluster's users
+# find ten classes with about a hundred, and not with ten.
+LEAST_PER_GROUP = 3
+WANTED_PER_GROUP = 5
+# ImageNet's min_cluster in ODC.
+FEW_IMAGES = 20
+# Below, "no substantial structure" (Kaufman & Rousseeuw 1990).
+LEAST_SILHOUETTE = 0.25
 # Images that a silhouette is taken of.
 NUM_SAMPLED = 10_000
 
@@ -185,15 +193,40 @@ def advice(
     cuts: As of `silhouettes`; may be empty.
 
   Returns:
-    The number of groups that stand apart best, None without cuts; and a
-    sentence or two with this run's numbers.
+    The number of groups that stand apart best, the smallest of equal ones,
+    None without cuts; and some sentences with this run's numbers.
   """
   mean_size = num_images / num_clusters
-  text = f"{num_clusters:,} clusters hold {mean_size:,.1f} images on average."
-  if not cuts:
-    return None, text
-  best, silhouette = max(cuts, key=lambda cut: (cut[1], -cut[0]))
-  return best, f"{text} {best} groups stand apart best ({silhouette:.2f})."
+  text = f"{num_clusters:,} clusters hold {mean_size:,.1f} images on average. "
+  if mean_size < FEW_IMAGES:
+    text += (
+      f"Below {FEW_IMAGES}, many are too small to mean anything: lower K. "
+    )
+  best, silhouette = max(
+    cuts, key=lambda cut: (cut[1], -cut[0]), default=(None, 0.0)
+  )
+  if best is None or silhouette < LEAST_SILHOUETTE:
+    if best:
+      text += (
+        "No number of groups of them stands out (the best silhouette is "
+        f"{silhouette:.2f}, with {best:,} groups). "
+      )
+    text += "Choose K several times the number of kinds that you hope to find."
+    return best, text
+  text += (
+    f"They stand apart best as {best:,} groups (silhouette {silhouette:.2f}); "
+    f"--num_groups={best} writes these. K should be several times the number "
+    f"of kinds that you hope to find: it is {num_clusters / best:.1f} times "
+    f"{best:,}, "
+  )
+  wanted = WANTED_PER_GROUP * best
+  if num_clusters >= LEAST_PER_GROUP * best:
+    text += "which is enough."
+  elif num_images >= FEW_IMAGES * wanted:
+    text += f"so num_clusters={wanted} may tell more of them apart."
+  else:
+    text += "and there are too few images for a larger one."
+  return best, text
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
