@@ -5,7 +5,8 @@
 Runs `configs/odc_digits.py` with every seed, and the same network untrained
 (`num_epochs=0`: the first clustering is all there is). Beside them k-means and
 kNN on raw pixels. kNN: k=5, cosine, even rows as index, odd rows as queries.
-Prints a table of medians over the seeds and one JSON line.
+Prints a table of medians over the seeds, what the runs hand over is worth, and
+one JSON line. With --keep=DIR the runs stay there.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 from sklearn import cluster, datasets, metrics, neighbors
 
+import odc_jax
 from configs import odc_digits
 from odc_jax import train
 from odc_jax.evals.clustering import purity
@@ -27,22 +30,61 @@ from odc_jax.evals.clustering import purity
 COLUMNS = ("knn_top1", "purity_labels", "nmi_labels", "ari_labels")
 
 
-def run(seed: int, **overrides) -> dict[str, float]:
+def run(workdir: pathlib.Path, seed: int, **overrides) -> dict[str, float]:
   """Returns the summary of one run, with its seconds and its empty clusters."""
   config: Any = odc_digits.get_config()
   config.update({"seed": seed, **overrides})
-  with tempfile.TemporaryDirectory() as folder:
-    begin = time.perf_counter()
-    summary = train.run(config, pathlib.Path(folder) / "run")
-    seconds = time.perf_counter() - begin
-    lines = (pathlib.Path(folder) / "run" / "metrics.jsonl").read_text()
-  empty = [json.loads(x).get("cluster/empty", 0) for x in lines.splitlines()]
+  begin = time.perf_counter()
+  summary = train.run(config, workdir)
+  seconds = time.perf_counter() - begin
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  empty = [json.loads(line).get("cluster/empty", 0) for line in lines]
   return {**summary, "seconds": seconds, "most_empty": max(empty)}
+
+
+def use(workdir: pathlib.Path) -> dict[str, float]:
+  """Returns what a run that is used for new images gets right.
+
+  Novel images are 200 each of negatives of digits, noise of 8 x 8 pixels, and
+  pieces of scikit-learn's two photographs.
+  """
+  trained = odc_jax.load(workdir)
+  table = trained.clusters().to_pydict()
+  digits: Any = datasets.load_digits()
+  pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+  rng = np.random.default_rng(0)
+  scenes = datasets.load_sample_images().images
+  corners = rng.integers(300, size=(200, 2))
+  novel = {
+    "negatives": list(255 - pixels[:200]),
+    "noise": list(rng.integers(256, size=(200, 8, 8), dtype=np.uint8)),
+    "photographs": [
+      scenes[i % 2][y : y + 120, x : x + 120]
+      for i, (y, x) in enumerate(corners)
+    ],
+  }
+  again = trained.assign(list(pixels))
+  same = again["cluster"].to_numpy() == np.array(table["cluster"])
+  groups = trained.groups(10)[table["cluster"]]
+  return {
+    "assigned again": float(np.mean(same)),
+    "ARI of 10 groups": float(
+      metrics.adjusted_rand_score(table["label"], groups)
+    ),
+    "digits called novel": float(np.mean(again["is_novel"].to_numpy())),
+    **{
+      f"{name} called novel": float(
+        np.mean(trained.assign(images)["is_novel"].to_numpy())
+      )
+      for name, images in novel.items()
+    },
+  }
 
 
 def raw_pixels(seed: int, num_clusters: int) -> dict[str, float]:
   """Returns the same scores for the pixels themselves."""
-  x, labels = datasets.load_digits(return_X_y=True)
+  digits: Any = datasets.load_digits()
+  x, labels = digits.data, digits.target
   found = cluster.KMeans(
     num_clusters,
     n_init=10,  # pyright: ignore[reportArgumentType] (inferred from "auto")
@@ -61,18 +103,28 @@ def raw_pixels(seed: int, num_clusters: int) -> dict[str, float]:
 
 
 def main() -> None:
-  """Runs everything and prints."""
+  """Parses the flags."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument("--keep", type=pathlib.Path, metavar="DIR")
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
+  with tempfile.TemporaryDirectory() as folder:
+    measure(args.seeds, args.keep or pathlib.Path(folder))
+
+
+def measure(seeds: Sequence[int], folder: pathlib.Path) -> None:
+  """Runs everything below a folder and prints."""
   results = {
-    "k-means on raw pixels, K=10": [raw_pixels(s, 10) for s in args.seeds],
-    "k-means on raw pixels, K=30": [raw_pixels(s, 30) for s in args.seeds],
-    "random network, K=30": [run(s, num_epochs=0) for s in args.seeds],
-    "ODC, K=30": [run(s) for s in args.seeds],
+    "k-means on raw pixels, K=10": [raw_pixels(s, 10) for s in seeds],
+    "k-means on raw pixels, K=30": [raw_pixels(s, 30) for s in seeds],
+    "random network, K=30": [
+      run(folder / f"random_{s}", s, num_epochs=0) for s in seeds
+    ],
+    "ODC, K=30": [run(folder / f"odc_{s}", s) for s in seeds],
   }
-  print(f"\nmedians over seeds {args.seeds}")
+  uses = [use(folder / f"odc_{s}") for s in seeds]
+  print(f"\nmedians over seeds {seeds}")
   print("| | kNN top-1 | purity | NMI | ARI | seconds |")
   print("|---|---|---|---|---|---|")
   medians = {}
@@ -85,6 +137,10 @@ def main() -> None:
     cells = [f"{medians[name][column]:.3f}" for column in COLUMNS]
     cells.append(f"{statistics.median(seconds):.0f}" if seconds else "")
     print(f"| {name} | {' | '.join(cells)} |")
+  print()
+  for name in uses[0]:
+    values = [found[name] for found in uses]
+    print(f"{name:28} {statistics.median(values):.3f}  {np.round(values, 3)}")
   trained = results["ODC, K=30"]
   most_empty = max(r["most_empty"] for r in trained)
   print(f"most empty clusters in any log line of ODC's: {most_empty}")
@@ -92,7 +148,8 @@ def main() -> None:
     json.dumps(
       {
         "benchmark": "digits",
-        "seeds": args.seeds,
+        "seeds": seeds,
+        "uses": uses,
         "medians": medians,
         "odc_knn_top1": [r["eval/knn_top1"] for r in trained],
         "odc_purity": [r["eval/purity_labels"] for r in trained],

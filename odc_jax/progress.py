@@ -8,7 +8,9 @@ import rich.progress
 
 
 @contextlib.contextmanager
-def bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(
+  task: str, total: int, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
   """Encloses what takes more than a few seconds.
 
   On a terminal there is a bar; elsewhere one line says that it has begun.
@@ -16,13 +18,15 @@ def bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
   Args:
     task: What is being done, such as "finding neighbours".
     total: Of how many parts.
+    shown: Whether to show it at all; one of several processes does.
 
   Yields:
     A function that is told how many of them are done.
   """
-  progress = on_terminal()
+  progress = on_terminal() if shown else None
   if progress is None:
-    print(f"{task} ({total:,})", flush=True)
+    if shown:
+      print(f"{task} ({total:,})", flush=True)
     yield lambda done: None
     return
   with progress:

@@ -14,6 +14,7 @@ from odc_jax import (
   metrics,
   optim,
   processes,
+  progress,
   report,
   results,
   sizes,
@@ -143,16 +144,23 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
 
   # ---------------------------------------------------------- evaluation ---
   extract = features.extractor(program.forward, mesh)
+  eval_batch_size = _divisible(config.eval.batch_size, mesh.size)
 
-  def extract_source(state, source, bad):
+  def extract_source(state, source, bad, advance=lambda done: None):
     """Returns the features of a data set.
+
+    Args:
+      state: The network.
+      source: The data set.
+      bad: Learns what cannot be read.
+      advance: Is told how many images have been read.
 
     Raises:
       StoppedError: If a signal asks to end meanwhile.
     """
     batches = loader.eval_batches(
       source,
-      batch_size=_divisible(config.eval.batch_size, mesh.size),
+      batch_size=eval_batch_size,
       resize=config.data.eval_resize,
       crop=config.data.image_size,
       num_threads=config.data.num_threads,
@@ -161,8 +169,9 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     )
 
     def readable():
-      for batch in batches:
+      for number, batch in enumerate(batches):
         stop.check()
+        advance(min(number * eval_batch_size, len(source)))
         bad.add(batch.pop("bad"))
         yield batch
 
@@ -232,7 +241,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     )
     # Kept for the evaluation of step 0: the same network, the same images.
     try:
-      train_features = extract_source(state, train_source, bad_train)
+      with progress.bar(
+        "reading the images", num_examples, processes.is_first()
+      ) as advance:
+        train_features = extract_source(state, train_source, bad_train, advance)
     except processes.StoppedError:
       processes.warn(
         "stopped during the first clustering, with nothing to save yet; the "

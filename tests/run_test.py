@@ -48,6 +48,12 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     "tensorboard",
     "checkpoints",
     "clusters.parquet",
+    "clusters.json",
+    "embeddings.npy",
+    "centroids.npy",
+    "features.npy",
+    "components.npz",
+    "report.html",
     "summary.json",
   }
   summary = json.loads((finished / "summary.json").read_text())
