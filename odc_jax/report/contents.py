@@ -88,14 +88,17 @@ def read(workdir: pathlib.Path) -> Contents:
   try:
     summary = json.loads((workdir / "clusters.json").read_text())
     table = _table(workdir / "clusters.parquet")
+    keys = pq.read_table(workdir / "clusters.parquet", columns=[_KEY])[_KEY]
+    clusters = sorted(summary["clusters"], key=lambda c: c["cluster"])
+    if table["cluster"].max(initial=-1) >= len(clusters):
+      raise ValueError("one has clusters that the other has not")
   except (ValueError, KeyError, pa.ArrowException) as error:
     raise UserError(
       f"{workdir}: clusters.parquet or clusters.json is not as a run leaves "
       f"it ({error}); the command that trained writes them again"
     ) from error
-  clusters = sorted(summary["clusters"], key=lambda c: c["cluster"])
   picked = _pick(table, clusters)
-  images, place = _images(workdir / "clusters.parquet", table, picked)
+  images, place = _images(keys, table, picked)
   lists = {
     _LISTS[name]: _places(rows, place)
     for name, rows in picked.of_clusters.items()
@@ -111,7 +114,7 @@ def read(workdir: pathlib.Path) -> Contents:
     "cuts": summary.get("cuts") or [],
     "best_num_groups": summary.get("best_num_groups"),
     "images": images,
-    "label_names": _label_names(workdir / "clusters.parquet", table),
+    "label_names": _label_names(keys, table),
     "clusters": {
       "size": [c["size"] for c in clusters],
       "cohesion": _rounded(c["cohesion"] for c in clusters),
@@ -176,7 +179,7 @@ def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns the numeric columns; -1 stands for a missing label or group."""
   names = pq.read_schema(path).names
   if lacking := [name for name in (*_COLUMNS, _KEY) if name not in names]:
-    raise KeyError(f"no column {', '.join(lacking)}")
+    raise ValueError(f"no column {', '.join(lacking)}")
   columns = [*_COLUMNS, *(name for name in _OPTIONAL if name in names)]
   table = pq.read_table(path, columns=columns)
   found = {}
@@ -253,19 +256,19 @@ def _duplicates(group: np.ndarray) -> tuple[list, int, int]:
 
 
 def _images(
-  path: pathlib.Path, table: dict[str, np.ndarray], picked: _Picked
+  all_keys: pa.ChunkedArray, table: dict[str, np.ndarray], picked: _Picked
 ) -> tuple[dict[str, list], np.ndarray]:
   """Returns the columns of the images that fit in, and each row's place.
 
   Args:
-    path: `clusters.parquet`.
-    table: Its numeric columns.
+    all_keys: The names of all images.
+    table: Their numbers.
     picked: What is wanted.
 
   Returns:
     The columns, and int32 [n] with -1 for an image that is not shown.
   """
-  keys = pq.read_table(path, columns=[_KEY])[_KEY].take(picked.rows).to_pylist()
+  keys = all_keys.take(picked.rows).to_pylist()
   size = np.cumsum([len(json.dumps(key)) + _NUMBER_BYTES for key in keys])
   num = int(np.searchsorted(size, IMAGE_BYTES, side="right"))
   rows = picked.rows[:num]
@@ -363,7 +366,7 @@ def _nearest(path: pathlib.Path, clusters: list[dict]) -> list[list]:
   ]
 
 
-def _label_names(path: pathlib.Path, table) -> dict[int, str]:
+def _label_names(keys: pa.ChunkedArray, table) -> dict[int, str]:
   """Returns label -> the folder that all its images lie in, where that is so.
 
   A folder of class folders has its labels from there; for other data sets a
@@ -374,7 +377,6 @@ def _label_names(path: pathlib.Path, table) -> dict[int, str]:
   labels, first = np.unique(table["label"], return_index=True)
   first = first[labels >= 0]
   labels = labels[labels >= 0].tolist()
-  keys = pq.read_table(path, columns=[_KEY])[_KEY]
   folders = [
     key.rpartition("/")[0].rpartition("/")[2]
     for key in keys.take(first).to_pylist()

@@ -138,12 +138,15 @@ def draw(
   """
   levels = {"ln k": math.log(num_clusters), "n / k": num_images / num_clusters}
   bands = reference["scalars"] if reference else {}
+  # All to the same epoch, so that they can be read one below another. Behind
+  # the last one of the run the reference is not of interest.
+  last = max((epochs[-1] for epochs, _ in series.values()), default=0)
   curves = []
   for number, panel in enumerate(PANELS):
     names = [name for name in panel.scalars if name in series]
     if not names:
       continue
-    svg = _svg(panel, names, series, bands, levels.get(panel.level))
+    svg = _svg(panel, names, series, bands, levels.get(panel.level), last)
     rows = _rows([series[name] for name in names])
     every = -(-len(rows) // _MOST_ROWS)
     shown = rows[::-every][::-1] if every else rows
@@ -160,7 +163,7 @@ def draw(
   return curves
 
 
-def _svg(panel, names, series, bands, level) -> str:
+def _svg(panel, names, series, bands, level, last) -> str:
   settings: Any = {  # its keys are a type of their own
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": panel.title,
@@ -179,7 +182,6 @@ def _svg(panel, names, series, bands, level) -> str:
   with matplotlib.rc_context(settings):
     figure = Figure(figsize=(4.1, 2.2), layout="constrained")
     axes = figure.add_subplot()
-    last = max(series[name][0][-1] for name in names)
     if level is not None:
       axes.axhline(level, color=_TEXT, linewidth=0.8, dashes=(2, 3))
       axes.annotate(
@@ -237,7 +239,6 @@ def _svg(panel, names, series, bands, level) -> str:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
       axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
       axes.yaxis.set_minor_formatter(lambda value, _: "")
-    # Behind the last epoch of the run the reference is not of interest.
     axes.set_xlim(0, max(last, 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if not panel.log:

@@ -9,6 +9,7 @@
   const labelled = "label" in images;
   const pageSize = 48;
   const mostFiles = 18;
+  const mostNames = 3;
   const tinySide = 28;
 
   // ------------------------------------------------------------ elements ---
@@ -131,6 +132,7 @@
         if (name.includes(query)) files.push(image);
       });
     }
+    files.sort((a, b) => (names[a] < names[b] ? -1 : 1));
     return { cluster, files };
   }
 
@@ -171,19 +173,27 @@
   function card(c) {
     const size = clusters.size[c];
     const shown = clusters.representatives[c];
+    const seen = shown.filter((image) => images.picture[image] >= 0);
+    // Without pictures, names have to do.
+    const central = seen.length
+      ? make("div", { class: "montage" }, ...seen.map(picture))
+      : make("ul", { class: "named" }, ...shown.slice(0, mostNames).map((image) => make("li", { class: "file" }, images.key[image])));
+    const numShown = seen.length || Math.min(shown.length, mostNames);
     return make(
       "li",
-      { class: "card", "data-cluster": c },
+      // The whole card is to be clicked; the button is for the keyboard, and
+      // its clicks come here too.
+      { class: "card", onclick: () => openCluster(c) },
       make(
         "div",
         { class: "card-head" },
-        make("button", { type: "button", class: "open", onclick: () => openCluster(c) }, `Cluster ${c}`),
+        make("button", { type: "button", class: "open" }, `Cluster ${c}`),
         make("span", { class: "soft" }, inImages(size)),
       ),
       ...(size
         ? [
-            make("div", { class: "montage" }, ...shown.map(picture)),
-            make("p", { class: "share" }, `${shown.length} of ${size.toLocaleString("en")} shown`),
+            central,
+            make("p", { class: "share" }, `${numShown} of ${size.toLocaleString("en")} shown`),
             values(c),
           ]
         : [make("p", { class: "empty soft" }, "No image is in this cluster.")]),
@@ -202,7 +212,7 @@
         if (g >= 0) {
           const { members, size } = groupSizes.get(g);
           list.append(
-            make("h3", {}, `Group ${g}`, make("span", { class: "soft" }, `${count(members, "cluster", "clusters")}, ${inImages(size)}`)),
+            make("h3", {}, `Group ${g} `, make("span", { class: "soft" }, `${count(members, "cluster", "clusters")}, ${inImages(size)}`)),
           );
         }
         list.append(make("ul", { class: "cards" }));
@@ -309,13 +319,14 @@
       renderClusters();
     });
     $("search").addEventListener("input", (event) => query(event.target.value));
-    $("cluster-controls").addEventListener("submit", (event) => {
+    // Not on submit: a form with two fields and no button does not.
+    $("search").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
       event.preventDefault();
-      state.query = $("search").value;
-      renderClusters();
-      const found = search(state.query);
-      if (found?.cluster !== null && found?.cluster !== undefined) openCluster(found.cluster);
+      const cluster = search(event.target.value)?.cluster ?? null;
+      if (cluster !== null) openCluster(cluster);
     });
+    $("cluster-controls").addEventListener("submit", (event) => event.preventDefault());
     const all = images.key.length >= data.num_images;
     $("search-help").textContent = all
       ? "Search finds file names and cluster numbers. Enter opens the cluster with that number."
@@ -443,10 +454,10 @@
       const sibling = left === node ? right : left;
       const found = leaves(sibling, 6);
       const total = sibling < k ? 1 : tree[sibling - k][3];
-      const text = sibling < k ? "joins" : `joins a group of ${count(total, "cluster", "clusters")}`;
-      const rest = total > found.length ? ` and ${total - found.length} more` : "";
+      const what = total === 1 ? "" : `: a group of ${total.toLocaleString("en")} clusters`;
+      const some = total > found.length ? `, ${found.length} shown` : "";
       list.append(
-        make("li", {}, make("p", { class: "soft" }, `${text}${rest && ` (${found.length} shown)`}, at height ${decimal(height)}`), clusterButtons(found)),
+        make("li", {}, make("p", { class: "soft" }, `Merge ${step + 1}, at height ${decimal(height)}${what}${some}`), clusterButtons(found)),
       );
       node = parent[node];
     }
@@ -477,7 +488,7 @@
         make(
           "article",
           { class: "duplicate" },
-          make("h3", {}, inImages(size), make("span", { class: "soft" }, `${shown.length} of ${size.toLocaleString("en")} shown`)),
+          make("h3", {}, `${inImages(size)} `, make("span", { class: "soft" }, `${shown.length} of ${size.toLocaleString("en")} shown`)),
           make("ul", { class: "figures" }, ...shown.map((image) => figure(image, { link: true }))),
         ),
       ),

@@ -12,10 +12,10 @@ from odc_jax.data import sources, thumbnails
 from odc_jax.data.decode import DecodeError
 from odc_jax.errors import UserError
 
-# Pixels on the longer side: of many pictures, of few, of those on the map.
-SIDE, LARGE_SIDE, MAP_SIDE = 64, 96, 40
-# Up to this many are large.
-FEW = 3_000
+# Pixels on the longer side, by how many pictures are wanted at most.
+SIDES = ((3_000, 96), (8_000, 64))
+LEAST_SIDE = 48
+MAP_SIDE = 40
 # What bounds the page and the time: bytes of it, and how many.
 PICTURE_BYTES = 17_000_000
 PICTURES = 12_000
@@ -64,7 +64,7 @@ def take(
   # What a library says that is not there is no mistake of the user's here.
   except (UserError, OSError, ImportError) as error:
     return Pictures([], of, f"the data set cannot be opened: {error}")
-  side = LARGE_SIDE if len(wanted) <= FEW else SIDE
+  side = next((side for n, side in SIDES if len(wanted) <= n), LEAST_SIDE)
   tasks = itertools.chain(
     ((place, side) for place in wanted),
     ((place, MAP_SIDE) for place in on_map_only),
