@@ -127,7 +127,7 @@ def hand_over(
       *(np.concatenate(parts) for parts in zip(*judgements, strict=True)),
     ),
     centroids=np.asarray(centroids),
-    components=components,
+    components=components._asdict(),
     signatures=np.concatenate(looks),
     num_groups=num_groups,
   )

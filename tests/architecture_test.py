@@ -75,7 +75,7 @@ ALLOWED = {
   "speed": {"config"},
   "step_log": {"config", "metrics", "speed"},
   "evals": {"evals", "memory", "mesh", "processes", "xla"},
-  "results": {"clustering", "errors", "files", "progress", "results"},
+  "results": {"errors", "files", "progress", "results"},
   "program": {
     "config",
     "data",
@@ -100,7 +100,15 @@ ALLOWED = {
     "sizes",
     "topology",
   },
-  "report": {"config", "data", "errors", "files", "metrics", "report"},
+  "report": {
+    "config",
+    "data",
+    "errors",
+    "files",
+    "metrics",
+    "report",
+    "results",
+  },
   "handover": {
     "clustering",
     "evals",

@@ -13,6 +13,7 @@ from odc_jax.report.contents import Contents
 from odc_jax.report.curves import Curve
 from odc_jax.report.history import History
 from odc_jax.report.pictures import Pictures
+from odc_jax.results import table
 
 _HERE = pathlib.Path(__file__).parent
 # Bad images that are named; the rest are in bad_images.txt.
@@ -52,33 +53,6 @@ _NUMBERS = {
 }
 _FRACTIONS = {"eval/knn_top1", "eval/purity_labels", "cluster/label_change"}
 _COUNTS = {"cluster/min_size", "cluster/max_size", "cluster/empty"}
-
-# Column of clusters.parquet -> what it means.
-COLUMNS = {
-  "index": "Place of the image in the data set, from 0; the row of "
-  "embeddings.npy.",
-  "key": "Its file name, relative to the folder of images, or its name in the "
-  "data set.",
-  "cluster": "The cluster it is in.",
-  "cluster_size": "How many images are in that cluster.",
-  "group": "The group of similar clusters, where groups were asked for "
-  "(--num_groups).",
-  "similarity": "Cosine of its embedding with the centroid of its cluster: 1 "
-  "is the centre.",
-  "second_cluster": "The most similar other cluster.",
-  "margin": "similarity, less that with the second cluster. Near 0 on the "
-  "boundary, negative where the other centroid is nearer.",
-  "confidence": "Probability that the network's classifier gives to the "
-  "cluster, 0 to 1.",
-  "outlier_score": "How unlike all other images it is, 0 to 1.",
-  "is_outlier": "Whether that is above the threshold in clusters.json.",
-  "near_duplicate_group": "Images with the same number are nearly the same "
-  "picture; empty where there is none.",
-  "projection_x, projection_y": "Its place on the map.",
-  "neighbors": "The nearest images: ids are rows of this file, distances are 1 "
-  "less the cosine.",
-  "label": "The true label, where it is known. Training has not seen it.",
-}
 
 
 def render(
@@ -130,7 +104,7 @@ def render(
     reference=reference,
     data=data,
     pictures=pictures,
-    columns=COLUMNS,
+    columns=table.COLUMNS,
     css=(_HERE / "page.css").read_text(),
     script=script,
     # The browser runs this script and no other, whatever a file is called.

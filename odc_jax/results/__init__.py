@@ -14,14 +14,13 @@ says which libraries were weighed.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from odc_jax import progress
-from odc_jax.clustering.pca import PCA
 from odc_jax.errors import UserError
 from odc_jax.files import whole, write_whole
 from odc_jax.results import (
@@ -91,7 +90,7 @@ def write(
   readable: Bool[np.ndarray, "n"],
   judged: Judged,
   centroids: Float[np.ndarray, "k d"],
-  components: PCA,
+  components: Mapping[str, np.ndarray],
   signatures: Int8[np.ndarray, "n s"],
   num_groups: int | None = None,
 ) -> None:
@@ -108,7 +107,7 @@ def write(
     readable: Which of them could be read; the others get no row.
     judged: Of all of them; what it says of the unreadable is not looked at.
     centroids: Of the clusters.
-    components: Of the features.
+    components: What is to be in `components.npz`.
     signatures: Grey thumbnails (`evals.features.signature`).
     num_groups: How many groups to merge the clusters into; None: no column.
 
@@ -119,7 +118,7 @@ def write(
   with whole(workdir / "centroids.npy") as path, path.open("wb") as file:
     np.save(file, centroids)
   with whole(workdir / "components.npz") as path, path.open("wb") as file:
-    np.savez(file, **components._asdict())
+    np.savez(file, **components)
   num_clusters = len(centroids)
   sizes = np.bincount(judged.cluster[readable], minlength=num_clusters)
   means = clusters.means(features, judged.cluster, num_clusters)

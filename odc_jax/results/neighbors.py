@@ -20,7 +20,7 @@ RECALL_AT = 10
 NUM_PROBED = 256
 # Of an inverted file: 4 sqrt(n) lists, trained on so many rows of each.
 LISTS_PER_ROOT = 4
-ROWS_PER_LIST = 50
+ROWS_PER_LIST = 40
 
 
 class Neighbors:
@@ -144,7 +144,7 @@ class Neighbors:
       recall = (np.mean(hits) - 1) / (truth.k - 1)
       if recall >= LEAST_RECALL or nprobe >= inverted.nlist:
         return float(recall)
-      nprobe = min(2 * nprobe, inverted.nlist)
+      nprobe = min(nprobe + (nprobe + 1) // 2, inverted.nlist)
 
 
 def neighbors_of_all(
@@ -198,7 +198,7 @@ def _inverted_file(faiss, embeddings, rows):
     faiss.METRIC_INNER_PRODUCT,
   )
   index.cp.seed = 0
-  index.cp.niter = 10
+  index.cp.niter = 6
   index.cp.spherical = True
   index.cp.min_points_per_centroid = 1  # no warning on small tables
   index.train(_unit(embeddings[_evenly(rows, ROWS_PER_LIST * num_lists)]))

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 # The threshold lies this many times the distance of the 90th from the 50th
 # percentile above the 90th. See docs/results.md.
-REACH = 2.5
+REACH = 2.0
 # Two images whose cosines differ by less are not told apart: where nearly all
 # are alike, rounding alone makes no outliers.
 LEAST_DISTANCE = 1e-3
@@ -42,11 +42,12 @@ def scores(similarities: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m"]:
 def threshold(scores: Float[np.ndarray, "n"]) -> float:
   """Returns the score above which an image is an outlier.
 
-  q90 + 2.5 (q90 - q50): a boxplot's fence (Tukey 1977) with the upper half
-  alone as its measure of spread, since scores are skewed to the right (Hubert &
-  Vandervieren 2008 say why a symmetric fence fails then), taken far enough out
-  to follow a heavy tail, and not so far that a few outliers in a hundred move
-  it.
+  q90 + 2 (q90 - q50) of the square roots, squared. The root of 1 - cosine is
+  the distance between unit vectors, up to a factor, and less skewed. It is a
+  boxplot's fence (Tukey 1977) with the upper half alone as its measure of
+  spread, since a symmetric one fails on what is skewed (Hubert & Vandervieren
+  2008), far enough out to follow a heavy tail, and not so far that some
+  outliers in a hundred move it much.
 
   Args:
     scores: Of the training images, each against the others. NaN is left out.
@@ -58,8 +59,9 @@ def threshold(scores: Float[np.ndarray, "n"]) -> float:
   known = scores[~np.isnan(scores)].astype(np.float64)
   if not known.size:
     return 1.0
-  middle, high = np.quantile(known, [0.5, 0.9])
-  return float(min(1.0, high + max(REACH * (high - middle), LEAST_DISTANCE)))
+  middle, high = np.sqrt(np.quantile(known, [0.5, 0.9]))
+  fence = (high + REACH * (high - middle)) ** 2
+  return float(min(1.0, max(fence, high**2 + LEAST_DISTANCE)))
 
 
 def novelty_threshold(scores: Float[np.ndarray, "n"]) -> float:

@@ -9,10 +9,13 @@ from jaxtyping import Float, Int
 MOST_CLUSTERS = 20_000
 # Clusters for each kind of image that one hopes to find. DeepCluster's users
 # find ten classes with about a hundred, and not with ten.
-LEAST_PER_GROUP = 3
+LEAST_PER_GROUP = 2
 WANTED_PER_GROUP = 5
 # ImageNet's min_cluster in ODC.
 FEW_IMAGES = 20
+# Of the greatest silhouette: splitting what a network has made compact changes
+# it little.
+PLATEAU = 0.97
 # Below, "no substantial structure" (Kaufman & Rousseeuw 1990).
 LEAST_SILHOUETTE = 0.25
 # Images that a silhouette is taken of.
@@ -116,7 +119,7 @@ def candidates(num_clusters: int) -> list[int]:
   while number < num_clusters:
     numbers.append(number)
     number += max(1, number // 10) if number >= 30 else 1
-  return numbers + [num_clusters] * (num_clusters >= 2)
+  return [*numbers, num_clusters] if num_clusters >= 2 else []
 
 
 def silhouettes(
@@ -193,17 +196,17 @@ def advice(
     cuts: As of `silhouettes`; may be empty.
 
   Returns:
-    The number of groups that stand apart best, the smallest of equal ones,
-    None without cuts; and some sentences with this run's numbers.
+    The smallest number of groups that stand apart about as well as any, None
+    without cuts; and some sentences with this run's numbers.
   """
   mean_size = num_images / num_clusters
   text = f"{num_clusters:,} clusters hold {mean_size:,.1f} images on average. "
   if mean_size < FEW_IMAGES:
-    text += (
-      f"Below {FEW_IMAGES}, many are too small to mean anything: lower K. "
-    )
-  best, silhouette = max(
-    cuts, key=lambda cut: (cut[1], -cut[0]), default=(None, 0.0)
+    text += f"Below {FEW_IMAGES}, many mean nothing: lower num_clusters. "
+  most = max((value for _, value in cuts), default=0.0)
+  best, silhouette = min(
+    (cut for cut in cuts if cut[1] >= min(most, PLATEAU * most)),
+    default=(None, 0.0),
   )
   if best is None or silhouette < LEAST_SILHOUETTE:
     if best:
@@ -214,7 +217,7 @@ def advice(
     text += "Choose K several times the number of kinds that you hope to find."
     return best, text
   text += (
-    f"They stand apart best as {best:,} groups (silhouette {silhouette:.2f}); "
+    f"They stand apart well as {best:,} groups (silhouette {silhouette:.2f}); "
     f"--num_groups={best} writes these. K should be several times the number "
     f"of kinds that you hope to find: it is {num_clusters / best:.1f} times "
     f"{best:,}, "
@@ -254,6 +257,8 @@ def _ward(
     merge i made. Heights are scipy's, with sizes relative to their mean.
   """
   m = len(points)
+  if m < 2:
+    return []
   size = sizes / sizes.mean()
   squared = points @ points.T
   squared *= -2
