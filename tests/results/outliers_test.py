@@ -106,3 +106,13 @@ def test_a_new_image_unlike_anything_seen():
   noise = np.random.default_rng(0).uniform(0, 16, (50, 64)).astype(np.float32)
   assert np.mean(outliers.scores(index.search(new, 10)[1]) > limit) < 0.02
   assert np.mean(outliers.scores(index.search(noise, 10)[1]) > limit) > 0.9
+
+
+def test_one_in_a_hundred_of_the_training_images_would_be_novel():
+  scores = np.random.default_rng(0).gamma(2, 0.05, 5000).astype(np.float32)
+  limit = outliers.novelty_threshold(scores)
+  assert np.mean(scores > limit) == pytest.approx(0.01, abs=1e-3)
+  assert limit < outliers.threshold(scores)
+  unread = np.append(scores, np.full(500, np.nan, np.float32))
+  assert outliers.novelty_threshold(unread) == limit
+  assert outliers.novelty_threshold(np.full(3, np.nan, np.float32)) == 1
