@@ -2,6 +2,10 @@
 
   python -m benchmarks.results [--num-examples=100000 --dim=256
     --num-clusters=1000 --noise=0.8 --num-neighbors=10 --exact-below=100000]
+  python -m benchmarks.results --whole [--num-examples ...]
+
+With --whole all of it at once, as at the end of a run: clusters.parquet,
+clusters.json and, without pictures, report.html.
 
 The embeddings are a mixture of as many unit-length clusters as are asked for:
 random directions plus Gaussian noise of norm --noise, normalised again, in
@@ -24,6 +28,8 @@ import time
 
 import numpy as np
 
+from configs import odc_cifar10
+from odc_jax import report, results
 from odc_jax.results import duplicates, neighbors, outliers, projection, tree
 
 CHUNK = 65_536
@@ -84,6 +90,45 @@ def forget_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
+def write_history(workdir: pathlib.Path, n: int, k: int) -> None:
+  """Writes what a report says of a run, of the config for folders."""
+  config = json.loads(odc_cifar10.get_config().to_json_best_effort())
+  config |= {"num_clusters": k, "num_epochs": 1, "num_examples": n}
+  config["data"]["source"] = "folder:/not/there"
+  (workdir / "config.json").write_text(json.dumps(config))
+  line = {"step": 0, "epoch": 0.0, "time": 0.0, "train/loss": float(np.log(k))}
+  (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+  (workdir / "summary.json").write_text("{}")
+
+
+def write_whole(workdir, centers, clusters, signatures) -> None:
+  """Writes what is written at the end of a run."""
+  n = len(clusters)
+  half = np.full(n, 0.5, np.float32)
+  second = (clusters + 1) % len(centers)
+  results.write(
+    workdir,
+    keys=[f"some/folder/of/images/{i:08d}.jpg" for i in range(n)],
+    labels=np.full(n, -1, np.int32),
+    readable=np.ones(n, bool),
+    judged=results.Judged(clusters, clusters, half, second, half, half),
+    centroids=centers,
+    components={"mean": centers[0], "components": centers[:1]},
+    signatures=signatures,
+  )
+
+
+def show(args, parts) -> None:
+  """Prints a table of the parts."""
+  print(
+    f"{args.num_examples} x {args.dim}, {args.num_clusters} clusters, "
+    f"{args.num_neighbors} neighbours"
+  )
+  print(f"{'':20}{'seconds':>10}{'peak GB':>10}")
+  for name, part in parts.items():
+    print(f"{name:20}{part['seconds']:10.2f}{part['peak_gigabytes']:10.2f}")
+
+
 def main() -> None:
   """Runs every part and prints."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -93,6 +138,7 @@ def main() -> None:
   parser.add_argument("--noise", type=float, default=0.8)
   parser.add_argument("--num-neighbors", type=int, default=10)
   parser.add_argument("--exact-below", type=int, default=100_000)
+  parser.add_argument("--whole", action="store_true")
   args = parser.parse_args()
   n, k = args.num_examples, args.num_clusters
 
@@ -115,8 +161,31 @@ def main() -> None:
     return result
 
   with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, "embeddings.npy")
+    path = os.path.join(folder, "features.npy")
     write_embeddings(path, n, centers, clusters, args.noise)
+    if args.whole:
+      workdir = pathlib.Path(folder)
+      write_history(workdir, n, k)
+      measure("results", write_whole, workdir, centers, clusters, signatures)
+      measure("report", report.write, workdir)
+      megabytes = {
+        name: round((workdir / name).stat().st_size / 2**20, 1)
+        for name in ("clusters.parquet", "clusters.json", "report.html")
+      }
+      show(args, parts)
+      print(megabytes)
+      print(
+        json.dumps(
+          {
+            "benchmark": "results, whole",
+            **vars(args),
+            "cores": os.cpu_count(),
+            "parts": parts,
+            "megabytes": megabytes,
+          }
+        )
+      )
+      return
     table = np.load(path, mmap_mode="r")
     index = measure(
       "index", neighbors.Neighbors, table, exact_below=args.exact_below
@@ -141,16 +210,13 @@ def main() -> None:
         *(table, clusters, centers, merges, numbers),
       )
 
-  print(f"{n} x {args.dim}, {k} clusters, {args.num_neighbors} neighbours")
-  print(f"{'':20}{'seconds':>10}{'peak GB':>10}")
-  for name, part in parts.items():
-    print(f"{name:20}{part['seconds']:10.2f}{part['peak_gigabytes']:10.2f}")
+  show(args, parts)
   share = float(np.mean(scores > limit))
   print(
     f"recall {found:.3f} (tried out: {expected:.3f}); "
     f"{share:.3%} outliers above {limit:.3f}"
   )
-  report = {
+  line = {
     "benchmark": "results",
     **vars(args),
     "cores": os.cpu_count(),
@@ -159,7 +225,7 @@ def main() -> None:
     "recall_tried_out": expected,
     "outliers": share,
   }
-  print(json.dumps(report))
+  print(json.dumps(line))
 
 
 if __name__ == "__main__":

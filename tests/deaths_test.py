@@ -201,6 +201,7 @@ def test_a_flipped_bit_is_noticed(environment, finished, tmp_path):
 # Not finite.
 
 
+@pytest.mark.slow
 def test_rollback_goes_back_and_takes_another_order(
   tmp_path, monkeypatch, capsys
 ):

@@ -144,6 +144,7 @@ def test_a_changed_folder_is_refused_and_the_difference_named(
     aside.rename(photographs)
 
 
+@pytest.mark.slow
 def test_the_way_of_reading_may_change_when_a_run_goes_on(
   environment, finished, photographs, tmp_path
 ):

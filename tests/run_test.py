@@ -71,6 +71,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
   assert steps[-1] == 4 * 28
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   environment, finished, tmp_path
 ):
@@ -79,6 +80,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   assert_same_run(workdir, finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(
   environment, finished, tmp_path, number

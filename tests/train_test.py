@@ -88,6 +88,7 @@ def test_a_sobel_filter_comes_before_training_and_evaluation(
   assert summary["eval/knn_top1"] > 0.5
 
 
+@pytest.mark.slow
 def test_features_of_all_images_are_not_held_while_training(
   tmp_path, monkeypatch
 ):

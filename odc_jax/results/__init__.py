@@ -123,7 +123,7 @@ def write(
   with whole(workdir / "centroids.npy") as path, path.open("wb") as file:
     np.save(file, centroids)
   with whole(workdir / "components.npz") as path, path.open("wb") as file:
-    np.savez(file, **components)
+    np.savez(file, allow_pickle=False, **components)
   num_clusters = len(centroids)
   sizes = np.bincount(judged.cluster[readable], minlength=num_clusters)
   means = clusters.means(features, judged.cluster, num_clusters)

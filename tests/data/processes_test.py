@@ -136,6 +136,7 @@ def folder(tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_halves_of_what_one_sees(folder, tmp_path):
   (alone,) = run_processes(1, folder, tmp_path)
   first, second = run_processes(2, folder, tmp_path)
