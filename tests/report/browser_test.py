@@ -389,3 +389,15 @@ def test_every_control_has_a_name_and_headings_are_in_order(page):
   assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
   names = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
   assert len(names) == len(set(names))
+
+
+def test_the_navigation_arrives_where_it_says(open_page):
+  page = open_page(viewport={"width": 390, "height": 700})
+  for section in ("map", "outliers", "clusters"):
+    link = page.locator(f'nav a[href="#{section}"]')
+    link.click()
+    page.wait_for_timeout(2000)
+    place = page.locator(f"#{section}").bounding_box()["y"]
+    assert place == pytest.approx(64, abs=4)
+    page.locator('nav a[href="#summary"]').click()
+    page.wait_for_timeout(2000)
