@@ -30,6 +30,9 @@ _CHUNK = memory.ROW_MULTIPLE
 # The first of them hold nearly all of a trained backbone's variance, and a
 # million images are compared in 128 dimensions where 2,048 would not fit.
 _NUM_COMPONENTS = 128
+# Half of a whitening: what is novel shows in directions in which the training
+# images vary little, what is alike in those in which they vary much.
+_EIGEN_POWER = -0.25
 
 
 def hand_over(
@@ -72,7 +75,9 @@ def hand_over(
   own[:n] = np.where(readable, clusters, num_clusters)
   own_rows = jax.device_put(own, mesh_lib.rows(mesh))
   centroids = _centroids(found.embeddings, own_rows, num_clusters)
-  components = pca.fit(found.features, own_rows < num_clusters, _NUM_COMPONENTS)
+  components = pca.fit(
+    found.features, own_rows < num_clusters, _NUM_COMPONENTS, _EIGEN_POWER
+  )
 
   def chunks():
     """Yields a chunk's place, its judgement, and what is known of it."""

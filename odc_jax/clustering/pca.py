@@ -16,7 +16,7 @@ class PCA(NamedTuple):
 
   Attributes:
     mean: [c] float32.
-    components: Orthonormal rows, the greatest variance first, [p, c] float32.
+    components: Orthogonal rows, the greatest variance first, [p, c] float32.
   """
 
   mean: Float[np.ndarray, "c"]
@@ -30,7 +30,10 @@ class PCA(NamedTuple):
 
 
 def fit(
-  x: Float[Array, "n c"], counts: Bool[Array, "n"], num_components: int
+  x: Float[Array, "n c"],
+  counts: Bool[Array, "n"],
+  num_components: int,
+  eigen_power: float = 0.0,
 ) -> PCA:
   """Finds the principal components of a row-sharded matrix.
 
@@ -42,16 +45,22 @@ def fit(
     x: [n, c] row-sharded.
     counts: Which rows count, [n] row-sharded; padding does not. At least one.
     num_components: p; fewer if c is less.
+    eigen_power: Component i has the length of its variance to this power: 0
+      for plain components, -0.5 for whitening, as in faiss.
 
   Returns:
     The components.
   """
   mean, covariance = jax.device_get(_moments(x, counts))
-  _, vectors = np.linalg.eigh(covariance.astype(np.float64))
+  variances, vectors = np.linalg.eigh(covariance.astype(np.float64))
+  variances = variances[::-1][:num_components]
   components = vectors[:, ::-1][:, :num_components].T
   largest = np.argmax(np.abs(components), axis=1)
   signs = np.sign(components[np.arange(len(components)), largest])
-  components = components * signs[:, None]
+  # A direction in which nothing varies is not to be made of rounding.
+  variances = np.maximum(variances, 1e-6 * variances[0])
+  lengths = variances**eigen_power
+  components = components * (signs * lengths)[:, None]
   return PCA(mean, components.astype(np.float32))
 
 

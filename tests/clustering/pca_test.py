@@ -53,3 +53,18 @@ def test_in_chunks_as_at_once(mesh, monkeypatch):
   parts = pca.fit(*arguments)
   pca._moments.clear_cache()
   np.testing.assert_allclose(parts.components, whole.components, atol=1e-3)
+
+
+def test_whitened_components_have_variance_one_and_dead_ones_nothing(mesh):
+  x, counts = draw()
+  x[:, 5] = 3  # which says nothing
+  rows = mesh_lib.rows(mesh)
+  arguments = (jax.device_put(x, rows), jax.device_put(counts, rows), C)
+  white = pca.fit(*arguments, -0.5).project(x[counts])
+  np.testing.assert_allclose(white.std(axis=0)[:-1], 1, rtol=2e-3)
+  assert white.std(axis=0)[-1] < 1
+  plain, half = pca.fit(*arguments), pca.fit(*arguments, -0.25)
+  variances = plain.project(x[counts]).var(axis=0)[:-1]
+  np.testing.assert_allclose(
+    half.project(x[counts]).var(axis=0)[:-1], variances**0.5, rtol=5e-3
+  )
