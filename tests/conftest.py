@@ -52,6 +52,15 @@ def pytest_generate_tests(metafunc):
       metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
 
 
+def pytest_collection_modifyitems(items):
+  """Puts the files that start whole programs first.
+
+  They take longest; a worker left with one at the end would work alone.
+  """
+  long = ("run_", "trained_", "deaths_", "plan_", "train_")
+  items.sort(key=lambda item: not item.path.name.startswith(long))
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
   """Every process compiles the same programs: once is enough."""
