@@ -6,6 +6,7 @@ python run.py --mode=assign --workdir=runs/odc_digits --images=new/images
 
 import pathlib
 import re
+import signal
 import sys
 import traceback
 
@@ -135,6 +136,8 @@ def _workdir() -> pathlib.Path:
 
 def _assign() -> None:
   """Assigns new images to the clusters of a finished run."""
+  # So that no half of a file stays behind.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
   import jax
 
   from odc_jax import trained
@@ -155,9 +158,12 @@ def _report() -> None:
   from odc_jax import report, results
 
   workdir = _workdir()
-  if NUM_GROUPS.value is not None:
-    results.regroup(workdir, NUM_GROUPS.value)
-  print(f"written: {report.write(workdir)}")
+  try:
+    if NUM_GROUPS.value is not None and workdir.is_dir():
+      results.regroup(workdir, NUM_GROUPS.value)
+    print(f"written: {report.write(workdir)}")
+  except OSError as error:
+    raise UserError(f"cannot write to {workdir}: {error}") from error
 
 
 def _plan() -> None:
@@ -194,6 +200,8 @@ def _parse(argv: list[str]) -> list[str]:
     if CONFIG.value is None:
       if WORKDIR.value and MODE.value in ("assign", "report"):
         return rest  # what they need is in the work directory
+      if MODE.value in ("assign", "report"):
+        raise UserError("no run given; try --workdir=runs/odc_digits")
       raise UserError("no config given; try --config=configs/odc_digits.py")
     # A file that is not there is noticed on the first access only.
     _ = CONFIG.value.method

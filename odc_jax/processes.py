@@ -161,6 +161,10 @@ class Stop:
     finally:
       self._restore()
 
+  def listen_no_more(self) -> None:
+    """From here on signals do what they did before."""
+    self._restore()
+
   def requested(self) -> bool:
     """Returns whether to end here: the same in all processes.
 

@@ -52,7 +52,7 @@ class Judgement(NamedTuple):
   """Where images stand among the clusters.
 
   Attributes:
-    nearest: The one that the method would assign.
+    nearest: The one of the most similar centroid.
     similarity: Cosine of the embedding with the centroid of the cluster that
       is judged.
     second_cluster: The most similar of the others, by the cosine.
@@ -124,7 +124,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     step,
     forward,
     jax.jit(
-      make_judge(config, method, network),
+      make_judge(network),
       out_shardings=mesh_lib.replicated(mesh),
     ),
     shapes,
@@ -133,7 +133,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   )
 
 
-def make_judge(config: Config, method: Any, network: Functional):
+def make_judge(network: Functional):
   """Returns `judge(params, batch_stats, centroids, embeddings, clusters)`.
 
   It returns a `Judgement` of embeddings [b, d] of the network in evaluation
@@ -141,19 +141,17 @@ def make_judge(config: Config, method: Any, network: Functional):
   -1, for the nearest. [b, k] scores exist at once.
 
   Args:
-    config: The experiment.
-    method: A module of `METHODS`.
     network: The model as pure functions.
   """
 
   def judge(params, batch_stats, centroids, embeddings, clusters):
-    nearest = method.nearest(config, centroids, embeddings)
-    cluster = jnp.where(clusters < 0, nearest, clusters)
     cosines = jnp.matmul(
       memory.normalize(embeddings),
       memory.normalize(centroids).T,
       precision="highest",
     )
+    nearest = jnp.argmax(cosines, axis=1).astype(jnp.int32)
+    cluster = jnp.where(clusters < 0, nearest, clusters)
     similarity = _entry(cosines, cluster)
     is_own = jnp.arange(cosines.shape[1])[None, :] == cluster[:, None]
     others = jnp.where(is_own, -jnp.inf, cosines)

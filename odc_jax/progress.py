@@ -9,7 +9,7 @@ import rich.progress
 
 @contextlib.contextmanager
 def bar(
-  task: str, total: int, shown: bool = True
+  task: str, total: int, shown: bool = True, in_logs: bool = True
 ) -> Iterator[Callable[[int], None]]:
   """Encloses what takes more than a few seconds.
 
@@ -19,13 +19,14 @@ def bar(
     task: What is being done, such as "finding neighbours".
     total: Of how many parts.
     shown: Whether to show it at all; one of several processes does.
+    in_logs: Whether to say so on no terminal.
 
   Yields:
     A function that is told how many of them are done.
   """
   progress = on_terminal() if shown else None
   if progress is None:
-    if shown:
+    if shown and in_logs:
       print(f"{task} ({total:,})", flush=True)
     yield lambda done: None
     return

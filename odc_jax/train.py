@@ -330,6 +330,8 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   if keys is None:
     named = _all_keys(train_features)
     keys = [named[i] for i in range(num_examples)]
+  # All is saved: what follows can be interrupted and done again.
+  stop.listen_no_more()
   writer.close()  # its progress bar makes way for others
   hand_over(
     workdir,

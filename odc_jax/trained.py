@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ ASSIGNED = {
   "margin": ("similarity minus that with the second cluster", pa.float32()),
   "confidence": ("the network's own probability of the cluster", pa.float32()),
   "outlier_score": (
-    "1 minus the mean cosine with the ten nearest training images",
+    "half of 1 minus the mean cosine with the ten nearest training images",
     pa.float32(),
   ),
   "is_novel": (
@@ -107,7 +108,7 @@ class Run:
     `results.table.COLUMNS` says what the columns are; `.to_pandas()` makes a
     data frame of them.
     """
-    return pq.read_table(self.workdir / "clusters.parquet")
+    return self._read("clusters.parquet", pq.read_table)
 
   def groups(self, num_groups: int) -> Int[np.ndarray, "k"]:
     """Merges the clusters into fewer groups.
@@ -172,8 +173,14 @@ class Run:
     Raises:
       UserError: As `embed`; and if there cannot be so many groups.
     """
-    parts = self.assign_in_parts(open_images(images), num_groups)
-    return pa.concat_tables([table for table, _ in parts])
+    tables, bad = [], []
+    for table, unreadable in self.assign_in_parts(
+      open_images(images), num_groups
+    ):
+      tables.append(table)
+      bad += unreadable
+    _warn(bad)
+    return pa.concat_tables(tables)
 
   def assign_in_parts(
     self, source: sources.Source, num_groups: int | None = None
@@ -191,14 +198,15 @@ class Run:
     for part in self._judge(source, "assigning images"):
       there = part.readable
       judged = {name: array[there] for name, array in part.judged.items()}
+      nearest = judged.pop("nearest")
       columns = {
         **judged,
         "index": part.index[there],
         "key": [part.keys[i] for i in np.flatnonzero(there)],
-        "cluster": judged["nearest"],
+        "cluster": nearest,
       }
       if groups is not None:
-        columns["group"] = groups[judged["nearest"]]
+        columns["group"] = groups[nearest]
       if self._threshold is not None:
         columns |= self._compare(judged["features"])
       columns = {
@@ -210,10 +218,12 @@ class Run:
 
   def _all(self, images, name):
     """Returns one of the network's outputs for all images, [n, ...]."""
-    parts = self._judge(open_images(images), "embedding images")
-    return np.concatenate(
-      [np.where(part.readable[:, None], part.judged[name], 0) for part in parts]
-    )
+    found, bad = [], []
+    for part in self._judge(open_images(images), "embedding images"):
+      found.append(np.where(part.readable[:, None], part.judged[name], 0))
+      bad += part.bad
+    _warn(bad)
+    return np.concatenate(found)
 
   def _compare(self, features):
     """Returns what the most similar training images say of these."""
@@ -248,7 +258,10 @@ class Run:
       crop=self.config.data.image_size,
       num_threads=self.config.data.num_threads,
     )
-    with contextlib.closing(batches), progress.bar(task, n) as advance:
+    with (
+      contextlib.closing(batches),
+      progress.bar(task, n, in_logs=False) as advance,
+    ):
       for batch in batches:
         with jax.set_mesh(mesh):
           judged = jax.device_get(judge(*network, batch["image"]))
@@ -266,6 +279,9 @@ class Run:
         done += count
         advance(done)
 
+  def _read(self, name, load):
+    return results.read(self.workdir / name, load)
+
   @functools.cached_property
   def _network(self):
     """The mesh, the network's arrays, and images -> what it makes of
@@ -278,7 +294,7 @@ class Run:
         self.workdir, program.shapes, program.shardings
       )
       centroids = jax.device_put(
-        np.load(self.workdir / "centroids.npy"), mesh_lib.replicated(mesh)
+        self._read("centroids.npy", np.load), mesh_lib.replicated(mesh)
       )
 
       @functools.partial(
@@ -304,26 +320,37 @@ class Run:
 
   @functools.cached_property
   def _neighbors(self):
-    features = np.load(self.workdir / "features.npy", mmap_mode="r")
-    return neighbors.Neighbors(features)
+    load = functools.partial(np.load, mmap_mode="r")
+    return neighbors.Neighbors(self._read("features.npy", load))
 
   @functools.cached_property
   def _components(self):
-    with np.load(self.workdir / "components.npz") as arrays:
-      return PCA(**arrays)
+    def load(path):
+      with path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+    return PCA(**self._read("components.npz", load))
 
   @functools.cached_property
   def _threshold(self):
-    described = json.loads((self.workdir / "clusters.json").read_text())
-    return described["novelty_threshold"]
+    return results.describe(self.workdir)["novelty_threshold"]
 
   @functools.cached_property
   def _keys(self):
     """Index of a training image -> its key."""
-    table = pq.read_table(
-      self.workdir / "clusters.parquet", columns=["index", "key"]
-    ).to_pydict()
+    load = functools.partial(pq.read_table, columns=["index", "key"])
+    table = self._read("clusters.parquet", load).to_pydict()
     return dict(zip(table["index"], table["key"], strict=True))
+
+
+def _warn(bad: list[BadImage]) -> None:
+  """Tells a program what it gets no row, or a row of zeros, for."""
+  if bad:
+    warnings.warn(
+      f"{len(bad):,} images cannot be read, the first of them {bad[0].key!r}: "
+      f"{bad[0].reason}",
+      stacklevel=3,
+    )
 
 
 class _Part(NamedTuple):
@@ -368,6 +395,15 @@ def assign_to_file(
   Raises:
     UserError: As `Run.assign`; and if the file cannot be written.
   """
+  for name in _NEEDED:
+    if path.absolute() == (run.workdir / name).absolute():
+      raise UserError(f"{path} is a file of the run; choose another --output")
+  if path.is_dir() or not path.absolute().parent.is_dir():
+    raise UserError(
+      f"{path} is a folder, or in none; choose a file to write with --output"
+    )
+  if pathlib.Path(images).expanduser().is_file():
+    raise UserError(f"{images} is a file; give its folder as --images")
   source = open_images(images)
   writer, unseen, rows, bad = None, None, 0, []
   try:
@@ -381,7 +417,7 @@ def assign_to_file(
           unseen = (unseen or 0) + int(np.sum(table["is_novel"].to_numpy()))
       assert writer is not None  # there is an image
       writer.close()
-    bad_path = path.with_suffix(".bad_images.txt")
+    bad_path = path.with_name(f"{path.name}.bad_images.txt")
     bad_path.unlink(missing_ok=True)
     if bad:
       lines = [f"{b.index}\t{b.key}\t{' '.join(b.reason.split())}" for b in bad]

@@ -51,15 +51,6 @@ def test_embeddings_behind_a_relu_cannot_fill_the_sphere():
 CENTROIDS = np.array([[1.0, 0, 0], [0, 2.0, 0], [0.6, 0.8, 0], [0, 0, 0.1]])
 
 
-class Method:
-  """Assigns by the dot product, which the longest centroid wins."""
-
-  @staticmethod
-  def nearest(config, centroids, embeddings):
-    del config
-    return jnp.argmax(embeddings @ centroids.T, axis=1).astype(jnp.int32)
-
-
 def head(name, params, batch_stats, x):
   assert name == "head"
   return x @ params + batch_stats[None]
@@ -75,21 +66,21 @@ NETWORK = Functional(unused, unused, head)
 def test_judgement_by_hand():
   embeddings = np.array([[5.0, 0, 0], [3.0, 4.0, 0], [3.0, 4.0, 0]])
   params = jnp.eye(3, 4)
-  judge = jax.jit(program.make_judge(None, Method, NETWORK))
+  judge = jax.jit(program.make_judge(NETWORK))
   found = judge(
     params,
     jnp.zeros(4),
     jnp.asarray(CENTROIDS),
     jnp.asarray(embeddings),
-    jnp.array([0, -1, 2], jnp.int32),
+    jnp.array([0, -1, 1], jnp.int32),
   )
-  np.testing.assert_array_equal(found.nearest, [0, 1, 1])
-  # The second is judged by the nearest, which is not the most similar.
-  np.testing.assert_allclose(found.similarity, [1, 0.8, 1], rtol=1e-6)
-  np.testing.assert_array_equal(found.second_cluster, [2, 2, 1])
-  np.testing.assert_allclose(found.margin, [0.4, -0.2, 0.2], rtol=1e-5)
+  np.testing.assert_array_equal(found.nearest, [0, 2, 2])
+  # The second is judged by the nearest, the third by a cluster that is not.
+  np.testing.assert_allclose(found.similarity, [1, 1, 0.8], rtol=1e-6)
+  np.testing.assert_array_equal(found.second_cluster, [2, 1, 2])
+  np.testing.assert_allclose(found.margin, [0.4, 0.2, -0.2], rtol=1e-5)
   logits = embeddings @ np.eye(3, 4)
   odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   np.testing.assert_allclose(
-    found.confidence, odds[[0, 1, 2], [0, 1, 2]], rtol=1e-5
+    found.confidence, odds[[0, 1, 2], [0, 2, 1]], rtol=1e-5
   )

@@ -110,6 +110,26 @@ def test_a_finished_run_is_left_as_it_is(environment, finished, tmp_path):
   assert lines_of(workdir) == before
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_the_results_are_written(environment, finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  (workdir / "clusters.parquet").unlink()
+  process = start(environment, workdir, *SHORT)
+  for line in process.stdout:
+    if "comparing the images" in line:
+      break
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGINT
+  assert "the same command" in err
+  assert "Traceback" not in err
+  assert not (workdir / "clusters.parquet").exists()
+  assert not list(workdir.glob(".*"))
+  status, _, err = run(environment, workdir, *SHORT)
+  assert status == 0, err
+  assert_same_run(workdir, finished)
+
+
 def damage(workdir, steps):
   for step in steps:
     for path in (workdir / "checkpoints" / step).rglob("d/*"):

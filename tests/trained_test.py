@@ -82,7 +82,7 @@ def test_the_files_agree_with_each_other(workdir, loaded):
     [row["distances"] for row in rows["neighbors"]], 1 - nearest, atol=3e-3
   )
   np.testing.assert_allclose(
-    rows["outlier_score"], 1 - nearest.mean(axis=1), atol=3e-3
+    rows["outlier_score"], (1 - nearest.mean(axis=1)) / 2, atol=3e-3
   )
 
 
@@ -166,8 +166,10 @@ def test_broken_images_have_no_row_and_their_embedding_is_zero(
   (tmp_path / "b.png").write_bytes(good[:60])
   (tmp_path / "a.png").write_bytes(good)
   (tmp_path / "c.png").write_bytes(b"")
-  assert loaded.assign(tmp_path)["key"].to_pylist() == ["a.png"]
-  embeddings = loaded.embed(tmp_path)
+  with pytest.warns(UserWarning, match=r"2 images cannot be read.*'b.png'"):
+    assert loaded.assign(tmp_path)["key"].to_pylist() == ["a.png"]
+  with pytest.warns(UserWarning, match="2 images cannot be read"):
+    embeddings = loaded.embed(tmp_path)
   np.testing.assert_allclose(embeddings[0], loaded.embed([good])[0], atol=1e-5)
   np.testing.assert_array_equal(embeddings[1:], 0)
 
@@ -191,7 +193,7 @@ def test_the_command_writes_what_python_returns(
   assert status == 0, err
   assert f"{NUM_IMAGES} images assigned" in out
   assert "1 could not be read" in out
-  bad = (tmp_path / "out.bad_images.txt").read_text()
+  bad = (tmp_path / "out.parquet.bad_images.txt").read_text()
   assert bad.startswith(f"{NUM_IMAGES}\tbroken.png\t")
   written, returned = columns(output), loaded.assign(images).to_pydict()
   assert written["cluster"] == returned["cluster"]
@@ -206,6 +208,12 @@ def test_mistakes_are_named(environment, workdir, images, tmp_path):
     ([f"--images={empty}"], ["no images"]),
     ([f"--images={images}", "--num_groups=99"], ["--num_groups=99", "8"]),
     ([f"--images={images}", "--output=/no/such/x"], ["/no/such", "--output"]),
+    ([f"--images={images}", f"--output={empty}"], ["folder", "--output"]),
+    (
+      [f"--images={images}", f"--output={workdir / 'clusters.parquet'}"],
+      ["a file of the run", "--output"],
+    ),
+    ([f"--images={images / '000.png'}"], ["is a file", "--images"]),
   ):
     assert_refused(assign(environment, workdir, *flags), *words)
   assert_refused(
@@ -228,6 +236,30 @@ def test_a_run_whose_last_checkpoint_is_damaged_uses_the_one_before(
     shutil.rmtree(step)
   with pytest.raises(odc_jax.UserError, match="has changed"):
     odc_jax.load(copy).embed(images)
+
+
+@pytest.mark.parametrize(
+  "name", ["clusters.json", "centroids.npy", "features.npy", "components.npz"]
+)
+def test_a_damaged_file_is_named(workdir, images, tmp_path, name):
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  data = (copy / name).read_bytes()
+  (copy / name).write_bytes(data[: len(data) // 2])
+  with pytest.raises(odc_jax.UserError, match=f"{name} is missing or damaged"):
+    odc_jax.load(copy).assign([images / "000.png"])
+
+
+def test_without_comparisons_there_are_clusters_all_the_same(
+  workdir, images, tmp_path
+):
+  """As of a run of more images than are compared with each other."""
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  described = json.loads((copy / "clusters.json").read_text())
+  described |= {"outlier_threshold": None, "novelty_threshold": None}
+  (copy / "clusters.json").write_text(json.dumps(described))
+  found = odc_jax.load(copy).assign([images / "000.png"])
+  assert found.num_rows == 1
+  assert not {"outlier_score", "is_novel", "nearest"} & set(found.column_names)
 
 
 def test_every_column_is_explained(workdir):

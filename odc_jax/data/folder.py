@@ -71,7 +71,7 @@ class Folder:
     # millions, and each worker process gets a copy.
     self._keys = self._paths
     if any(map(_UNPRINTABLE.search, self._paths)):
-      self._keys = [_printable(path) for path in self._paths]
+      self._keys = [printable(path) for path in self._paths]
     self._labels: list[int] | None = None
     self.num_classes: int | None = None
     below = [path[len(prefix) :].split("/") for path in self._paths]
@@ -189,7 +189,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
+  """Returns the key of a path: what no line of text can hold is escaped."""
   return _UNPRINTABLE.sub(lambda found: _escaped(found.group()), path)
 
 

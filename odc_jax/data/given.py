@@ -2,9 +2,13 @@
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from odc_jax.data.folder import printable
 from odc_jax.data.sources import Record
 from odc_jax.errors import UserError
 
@@ -14,22 +18,26 @@ class Given:
 
   num_classes: int | None = None
 
-  def __init__(self, images: Iterable[Any]):
+  def __init__(self, images: Any):
     """Opens nothing yet.
 
     Args:
-      images: Paths of files; or what `decode` takes: bytes of a file, uint8
-        pixels [h, w, 3] or [h, w], opened Pillow images. A path is its own key,
-        others are keyed by their number.
+      images: A sequence of paths of files; or of what `decode` takes: bytes of
+        a file, uint8 pixels [h, w, 3] or [h, w], opened Pillow images. A path
+        is its own key, others are keyed by their number.
 
     Raises:
-      UserError: There is none.
+      UserError: There is none, or one that is not in a list.
     """
+    if isinstance(images, bytes | Image.Image) or (
+      isinstance(images, np.ndarray) and images.ndim < 4
+    ):
+      raise UserError("one image was given alone; give a list of it: [image]")
     self._images = list(images)
     if not self._images:
       raise UserError("no images were given")
     self._keys = [
-      os.fspath(image) if _is_path(image) else str(i)
+      printable(os.fspath(image)) if _is_path(image) else str(i)
       for i, image in enumerate(self._images)
     ]
 

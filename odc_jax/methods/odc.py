@@ -135,24 +135,6 @@ def clusters(state: ODCState) -> Int[Array, "n"]:
   return state.samples.assignments
 
 
-def nearest(
-  config: Config,
-  centroids: Float[Array, "k d"],
-  embeddings: Float[Array, "b d"],
-) -> Int[Array, "b"]:
-  """Returns the clusters that images of any data set belong to.
-
-  As `after_step` assigns the images of a batch, but without their memory.
-
-  Args:
-    config: Reads `odc.assign_metric`.
-    centroids: Means of the clusters' unit embeddings.
-    embeddings: Of the network in evaluation mode, of any length.
-  """
-  unit = memory.normalize(embeddings)
-  return assign.nearest(unit, centroids, config.odc.assign_metric)[0]
-
-
 def previous_clusters(state: ODCState) -> Int[Array, "n"]:
   """Returns the clusters as they were when this epoch began."""
   return state.samples.previous

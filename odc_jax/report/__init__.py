@@ -4,6 +4,7 @@ Reads files only and needs neither JAX nor the network that was trained.
 """
 
 import pathlib
+import sys
 
 from odc_jax.files import write_whole
 from odc_jax.report import contents, curves, history, page, pictures
@@ -38,6 +39,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
       shown.with_pictures,
       shown.on_map_only,
     )
+    if made.problem:
+      print(f"report.html lacks pictures: {made.problem}", file=sys.stderr)
   text = page.render(
     history=run,
     curves=curves.draw(

@@ -30,12 +30,15 @@ _COLUMNS = (
   "second_cluster",
   "margin",
   "confidence",
-  "outlier_score",
-  "is_outlier",
-  "near_duplicate_group",
-  "projection_x",
-  "projection_y",
 )
+# Those that a very large run leaves out -> what stands for them.
+_COMPARED = {
+  "outlier_score": 0.0,
+  "is_outlier": False,
+  "near_duplicate_group": -1,
+  "projection_x": np.nan,
+  "projection_y": np.nan,
+}
 _OPTIONAL = ("group", "label")
 # What names an image but is read for those that are shown alone.
 _KEY = "key"
@@ -107,7 +110,7 @@ def read(workdir: pathlib.Path) -> Contents:
   seen = on_map >= 0
   points = picked.on_map[seen]
   data = {
-    "num_images": summary["num_images"],
+    "num_images": len(table["index"]),
     "num_clusters": summary["num_clusters"],
     "num_groups": summary.get("num_groups"),
     "tree": _rounded_tree(summary.get("tree")),
@@ -180,9 +183,10 @@ def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
   names = pq.read_schema(path).names
   if lacking := [name for name in (*_COLUMNS, _KEY) if name not in names]:
     raise ValueError(f"no column {', '.join(lacking)}")
-  columns = [*_COLUMNS, *(name for name in _OPTIONAL if name in names)]
+  others = [name for name in (*_COMPARED, *_OPTIONAL) if name in names]
+  columns = [*_COLUMNS, *others]
   table = pq.read_table(path, columns=columns)
-  found = {}
+  found = {name: np.full(len(table), no) for name, no in _COMPARED.items()}
   for name in columns:
     column = table[name]
     if column.null_count:

@@ -348,7 +348,7 @@
       for (const g of cuts) {
         const silhouette = data.cuts.find((found) => found.num_groups === g)?.silhouette;
         const why = [
-          g === best ? "best separated" : null,
+          g === best ? "recommended" : null,
           silhouette !== undefined ? `silhouette ${decimal(silhouette)}` : null,
           g === data.num_groups && g !== best ? "asked for" : null,
         ].filter(Boolean);

@@ -14,8 +14,9 @@ says which libraries were weighed.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
@@ -52,7 +53,7 @@ class Judged(NamedTuple):
 
   Attributes:
     cluster: Its own.
-    nearest: The one that the method would assign now.
+    nearest: The one of the most similar centroid.
     similarity: Cosine of its embedding with the centroid of its own.
     second_cluster: The most similar of the others.
     margin: Similarity minus that with the second.
@@ -177,10 +178,11 @@ def write(
     np.mean(judged.nearest[readable] == judged.cluster[readable])
   )
   if agreement < _LOW_AGREEMENT:
-    advice += (
-      f" Only {agreement:.0%} of the images lie nearest to the centroid of "
+    best = None
+    advice = (
+      f"Only {agreement:.0%} of the images lie nearest to the centroid of "
       "their own cluster: the clusters lag behind the network. Train longer "
-      "before you use them."
+      "before you use them, or judge their number."
     )
   summary = {
     "num_clusters": num_clusters,
@@ -216,8 +218,10 @@ def regroup(workdir: pathlib.Path, num_groups: int) -> None:
     )
   groups = groups_of(workdir, num_groups)
   assert groups is not None  # a number was asked for
-  table.set_groups(workdir / "clusters.parquet", groups)
-  summary = json.loads(path.read_text())
+  read(
+    workdir / "clusters.parquet", lambda path: table.set_groups(path, groups)
+  )
+  summary = describe(workdir)
   _write_json(path, summary | {"num_groups": num_groups})
 
 
@@ -234,11 +238,38 @@ def groups_of(
   Raises:
     UserError: There cannot be so many.
   """
-  summary = json.loads((workdir / "clusters.json").read_text())
+  summary = describe(workdir)
   if num_groups is None:
     num_groups = summary["num_groups"]
   sizes = np.array([cluster["size"] for cluster in summary["clusters"]])
   return _cut(np.array(summary["tree"]), num_groups, sizes)
+
+
+def describe(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what is in `clusters.json` of a finished run.
+
+  Raises:
+    UserError: It is missing or damaged.
+  """
+  return read(
+    workdir / "clusters.json", lambda path: json.loads(path.read_text())
+  )
+
+
+def read(path: pathlib.Path, load: Callable[[pathlib.Path], Any]) -> Any:
+  """Returns `load(path)`.
+
+  Raises:
+    UserError: The file is missing or damaged.
+  """
+  try:
+    return load(path)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise UserError(
+      f"{path} is missing or damaged ({reason}); the command that trained the "
+      "run writes it again"
+    ) from error
 
 
 def _cut(merges, num_groups, sizes):

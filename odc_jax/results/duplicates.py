@@ -17,7 +17,7 @@ def groups(
 ) -> Int[np.ndarray, "n"]:
   """Groups the near duplicates among images and their neighbours.
 
-  Embeddings say who may be a duplicate, thumbnails who is: embeddings alone
+  Features say who may be a duplicate, thumbnails who is: features alone
   also put different images of one kind together. Two images are linked where
   one is a neighbour of the other and their thumbnails correlate at
   `LEAST_CORRELATION` or above; a group is all that is linked, directly or

@@ -8,7 +8,7 @@ from jaxtyping import Float
 REACH = 2.0
 # Two images whose cosines differ by less are not told apart: where nearly all
 # are alike, rounding alone makes no outliers.
-LEAST_DISTANCE = 1e-3
+LEAST_DISTANCE = 5e-4
 
 
 def scores(similarities: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m"]:
@@ -24,8 +24,8 @@ def scores(similarities: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m"]:
       them. -inf where there are fewer than k.
 
   Returns:
-    1 - the mean cosine, float32 in [0, 1], larger for stranger images. NaN
-    where there is no neighbour at all: the image cannot be read.
+    Half of 1 - the mean cosine, float32 in [0, 1], larger for stranger images.
+    NaN where there is no neighbour at all: the image cannot be read.
 
   Raises:
     ValueError: a similarity is NaN.
@@ -36,7 +36,7 @@ def scores(similarities: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m"]:
   num = there.sum(axis=1)
   total = np.where(there, similarities, 0).sum(axis=1, dtype=np.float64)
   mean = np.divide(total, num, out=np.full(len(num), np.nan), where=num > 0)
-  return np.clip(1 - mean, 0, 1).astype(np.float32)
+  return np.clip((1 - mean) / 2, 0, 1).astype(np.float32)
 
 
 def threshold(scores: Float[np.ndarray, "n"]) -> float:

@@ -27,7 +27,8 @@ COLUMNS = {
   "margin": "similarity minus that with the second cluster; below zero where "
   "that one is nearer",
   "confidence": "the network's own probability of the cluster",
-  "outlier_score": "1 minus the mean cosine with its ten nearest images",
+  "outlier_score": "half of 1 minus the mean cosine with its ten nearest "
+  "images",
   "is_outlier": "unlike the others: its score is beyond the threshold in "
   "clusters.json",
   "near_duplicate_group": "the same number for images that look the same; none "
@@ -72,8 +73,8 @@ def write(
     path: The file.
     columns: Names of `COLUMNS` but for `index` -> n values; in place of the two
       coordinates `projection`, [n, 2]; `neighbors` as (rows [n, m] with -1
-      where there are fewer, cosines [n, m]). A column without a value in any
-      row, such as the labels of unlabelled images, is left out.
+      where there are fewer, cosines [n, m]). Labels that nobody knows are left
+      out.
     readable: Which images get a row, [n].
 
   Raises:

@@ -30,8 +30,9 @@ def merge_tree(
   Ward's linkage of the unit-length centroids, each with the weight of its
   images: the merge that adds least to the squared distances of images to their
   centroids. docs/results.md compares it to others. An empty cluster is merged
-  first, at height 0, into the cluster with the most similar centroid, so that
-  it never stands as a group of its own while others are merged.
+  first, at height 0, into the cluster with the most similar centroid, or the
+  first one where its own is zero, so that it never stands as a group of its own
+  while others are merged.
 
   Args:
     centroids: A row per cluster, of any length: only directions count.
@@ -197,12 +198,16 @@ def advice(
 
   Returns:
     The smallest number of groups that stand apart about as well as any, None
-    without cuts; and some sentences with this run's numbers.
+    without cuts or with too few images; and some sentences with this run's
+    numbers.
   """
   mean_size = num_images / num_clusters
   text = f"{num_clusters:,} clusters hold {mean_size:,.1f} images on average. "
   if mean_size < FEW_IMAGES:
-    text += f"Below {FEW_IMAGES}, many mean nothing: lower num_clusters. "
+    few = (
+      f"Below {FEW_IMAGES} they mean little: lower num_clusters, or add images."
+    )
+    return None, text + few
   most = max((value for _, value in cuts), default=0.0)
   best, silhouette = min(
     (cut for cut in cuts if cut[1] >= min(most, PLATEAU * most)),

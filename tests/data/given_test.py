@@ -1,5 +1,7 @@
 """Images that a program has at hand."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +24,19 @@ def test_paths_arrays_and_opened_images_are_the_same_pixels(tmp_path):
     assert (record["index"], record["label"]) == (i, None)
     assert record["key"] == source.keys[i]
     np.testing.assert_array_equal(decode.decode(record["image"]), pixels)
+
+
+def test_one_alone_is_refused():
+  pixels = np.zeros((9, 7, 3), "uint8")
+  for image in (pixels, pixels[..., 0], Image.fromarray(pixels), b"PNG"):
+    with pytest.raises(UserError, match=r"give a list of it: \[image\]"):
+      Given(image)
+  assert len(Given(np.stack([pixels] * 4))) == 4
+
+
+def test_a_path_of_any_bytes_has_a_key_that_can_be_printed(tmp_path):
+  (key,) = Given([os.fsdecode(b"/a/\xff\n.png")]).keys
+  assert key == r"/a/\xff\n.png"
 
 
 def test_none_is_refused():

@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -176,13 +177,35 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
   assert str(workdir) not in text
 
 
-def test_the_source_is_gone(tmp_path):
+def test_images_that_were_not_compared_have_a_page(tmp_path):
+  """As of a run of more images than one host compares with each other."""
+  workdir, _ = small_run(tmp_path)
+  path = workdir / "clusters.parquet"
+  table = pq.read_table(path).drop_columns(
+    [
+      "outlier_score",
+      "is_outlier",
+      "near_duplicate_group",
+      "projection_x",
+      "projection_y",
+    ]
+  )
+  pq.write_table(table, path)
+  data = read(report.write(workdir))
+  assert len(data["images"]["key"]) > 30
+  assert data["outliers"] == []
+  assert data["duplicates"] == []
+  assert data["map"]["image"] == []
+
+
+def test_the_source_is_gone(tmp_path, capsys):
   workdir, folder = small_run(tmp_path)
   shutil.rmtree(folder)
   path = report.write(workdir)
   assert set(read(path)["images"]["picture"]) == {-1}
   assert "Pictures are missing" in path.read_text()
   assert "there is no such folder" in path.read_text()
+  assert "lacks pictures" in capsys.readouterr().err
 
 
 def test_a_file_that_is_now_another_lends_its_picture_to_nobody(tmp_path):

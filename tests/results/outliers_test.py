@@ -23,7 +23,7 @@ def test_scores_by_hand():
   )
   scores = outliers.scores(similarities)
   assert scores.dtype == np.float32
-  np.testing.assert_allclose(scores, [0, 0.3, 0.5, np.nan, 1], atol=1e-6)
+  np.testing.assert_allclose(scores, [0, 0.15, 0.25, np.nan, 0.8], atol=1e-6)
 
 
 def test_similarities_that_are_nan_are_refused():

@@ -101,6 +101,7 @@ def test_clusters_that_lag_behind_the_network_are_told(given, tmp_path):
   advice = read(tmp_path)[1]["advice"]
   assert "Only 0% of the images" in advice
   assert "Train longer" in advice
+  assert read(tmp_path)[1]["best_num_groups"] is None
 
 
 def test_too_many_images_or_clusters_leave_out_what_compares_them(

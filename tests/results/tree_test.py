@@ -235,7 +235,7 @@ def test_merging_finds_the_digits_better_than_as_many_clusters():
     (30, 1797, [(9, 0.4), (14, 0.69), (25, 0.7)], 14, ["2.1 times 14"]),
     (12, 9000, [(2, 0.2), (12, 0.5)], 12, ["1.0 times 12", "num_clusters=60"]),
     (12, 300, [(12, 0.5)], 12, ["too few images for a larger"]),
-    (100, 1000, [(20, 0.5)], 20, ["10.0 images", "lower num_clusters"]),
+    (100, 1000, [(20, 0.5)], None, ["10.0 images", "lower num_clusters"]),
     (30, 1797, [(2, 0.11), (30, 0.1)], 2, ["No number of groups", "0.11"]),
     (30, 1797, [(2, -0.2), (3, -0.3)], 2, ["No number of groups", "-0.20"]),
     (30_000, 10**7, [], None, ["30,000 clusters", "several times"]),
