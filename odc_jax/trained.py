@@ -51,8 +51,7 @@ ASSIGNED = {
     pa.float32(),
   ),
   "is_novel": (
-    "unlike anything seen in training: the score is above that of 99 % of the "
-    "training images among themselves",
+    "less like the training images than 99 % of these are like each other",
     pa.bool_(),
   ),
   "nearest": ("keys of the nearest training images", pa.list_(pa.string())),
@@ -428,7 +427,7 @@ def assign_to_file(
     ) from error
   said = f"{rows:,} images assigned"
   if unseen is not None:
-    said += f", {unseen:,} of them unlike anything seen in training"
+    said += f", {unseen:,} of them novel"
   if bad:
     said += f"; {len(bad):,} could not be read, named in {bad_path}"
   return f"{said}; written to {path}"
