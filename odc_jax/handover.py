@@ -21,6 +21,7 @@ from odc_jax.evals.features import Features
 from odc_jax.files import whole
 from odc_jax.memory import SampleMemory
 from odc_jax.program import Program
+from odc_jax.results import vectors
 from odc_jax.state import TrainState
 
 # Images that are judged at a time: with 10,000 clusters their scores take
@@ -119,8 +120,8 @@ def hand_over(
       judgements.append(judged)
       looks.append(signatures)
       there = readable[where, None]
-      all_embeddings[where] = np.where(there, results.unit(embeddings), 0)
-      reduced = results.unit(components.project(features))
+      all_embeddings[where] = np.where(there, vectors.unit(embeddings), 0)
+      reduced = vectors.unit(components.project(features))
       all_features[where] = np.where(there, reduced, 0)
   results.write(
     workdir,

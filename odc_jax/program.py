@@ -188,8 +188,7 @@ def embedding_std(embeddings: Float[Array, "b d"]) -> Float[Array, ""]:
   vary alike, but near 0 as well for embeddings that are widely spread and
   sparse.
   """
-  lengths = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
-  directions = embeddings / (lengths + 1e-10)
+  directions = memory.normalize(embeddings)
   return jnp.sqrt(jnp.sum(jnp.var(directions, axis=0)))
 
 

@@ -31,7 +31,7 @@ from odc_jax.errors import UserError
 from odc_jax.files import whole, write_whole
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
-from odc_jax.results import neighbors, outliers
+from odc_jax.results import neighbors, outliers, vectors
 
 # What is known of a new image. Names are a contract: scripts read them.
 ASSIGNED = {
@@ -155,7 +155,7 @@ class Run:
     Raises:
       UserError: There is no image, or no checkpoint that can be read.
     """
-    return results.unit(self._all(images, "embeddings"))
+    return vectors.unit(self._all(images, "embeddings"))
 
   def assign(self, images: Images, num_groups: int | None = None) -> pa.Table:
     """Assigns images to the clusters.
@@ -227,7 +227,7 @@ class Run:
   def _compare(self, features):
     """Returns what the most similar training images say of these."""
     images, cosines = self._neighbors.search(
-      results.unit(self._components.project(features)), results.NUM_NEIGHBORS
+      vectors.unit(self._components.project(features)), results.NUM_NEIGHBORS
     )
     scores = outliers.scores(cosines)
     there = images[:, :_NUM_NEAREST] >= 0

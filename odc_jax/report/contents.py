@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from odc_jax.errors import UserError
+from odc_jax.results import vectors
 
 # What bounds the page, whatever the data. Bytes are those of the page.
 MAP_POINTS = 20_000
@@ -349,9 +350,7 @@ def _nearest(path: pathlib.Path, clusters: list[dict]) -> list[list]:
       [[c["second"], None]] if c["size"] and c["second"] is not None else []
       for c in clusters
     ]
-  centroids = np.load(path).astype(np.float32)
-  norms = np.linalg.norm(centroids, axis=1, keepdims=True)
-  centroids = centroids / np.maximum(norms, 1e-12)
+  centroids = vectors.unit(np.load(path))
   nearest = []
   count = min(NEAREST_CLUSTERS, max(0, int(full.sum()) - 1))
   # 512 rows against 10,000 clusters are 20 MB.

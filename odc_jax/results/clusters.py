@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
+from odc_jax.results import vectors
+
 _REPRESENTATIVES = 8
 _BOUNDARY = 4
 _OUTLIERS = 4
@@ -143,8 +145,7 @@ def _majority(cluster, labels, k):
 
 def _nearest_other(centroids, sizes, chunk=1024):
   """Returns the cluster of the most similar other centroid (cosine)."""
-  lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
-  unit = centroids / np.maximum(lengths, 1e-10)
+  unit = vectors.unit(centroids)
   nearest = np.zeros(len(unit), np.int64)
   for start in range(0, len(unit), chunk):
     rows = np.arange(start, min(start + chunk, len(unit)))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
+from odc_jax.results import vectors
+
 # Rows that are converted, added or searched at once: 64 MB of float32 at 256
 # dimensions.
 CHUNK = 65_536
@@ -120,7 +122,7 @@ class Neighbors:
 
   def _choose_nprobe(self, faiss, inverted, embeddings) -> float:
     """Reads as many lists as the recall needs; returns that recall."""
-    some = _evenly(self._rows, NUM_PROBED)
+    some = vectors.evenly(self._rows, NUM_PROBED)
     queries = _unit(embeddings[some])
     truth = faiss.ResultHeap(
       len(queries), min(RECALL_AT + 1, self.num_rows), keep_max=True
@@ -201,14 +203,10 @@ def _inverted_file(faiss, embeddings, rows):
   index.cp.niter = 6
   index.cp.spherical = True
   index.cp.min_points_per_centroid = 1  # no warning on small tables
-  index.train(_unit(embeddings[_evenly(rows, ROWS_PER_LIST * num_lists)]))
+  index.train(
+    _unit(embeddings[vectors.evenly(rows, ROWS_PER_LIST * num_lists)])
+  )
   return index
-
-
-def _evenly(rows: np.ndarray, num: int) -> np.ndarray:
-  """Returns up to `num` of the rows, evenly spread."""
-  num = min(num, len(rows))
-  return rows[np.arange(num) * len(rows) // max(num, 1)]
 
 
 def _units(

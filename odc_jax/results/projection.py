@@ -4,6 +4,7 @@ import numpy as np
 import threadpoolctl
 from jaxtyping import Float
 
+from odc_jax.results import vectors
 from odc_jax.results.neighbors import Neighbors
 
 # t-SNE's distances are those of the first principal components (van der Maaten
@@ -46,30 +47,27 @@ def project(
   """
   positions = np.full((len(embeddings), 2), np.nan, np.float32)
   rows = np.flatnonzero(np.any(embeddings, axis=1))
-  num = min(max_landmarks, len(rows))
-  chosen = np.arange(num) * len(rows) // max(num, 1)
-  landmarks = rows[chosen]
-  vectors = np.asarray(embeddings[landmarks], np.float32)
-  index = Neighbors(vectors, exact_below=num + 1)  # refuses NaN
-  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-  positions[landmarks] = _tsne(vectors / norms, seed)
-  others = np.delete(rows, chosen)
+  landmarks = vectors.evenly(rows, max_landmarks)
+  chosen = np.asarray(embeddings[landmarks], np.float32)
+  index = Neighbors(chosen, exact_below=len(chosen) + 1)  # refuses NaN
+  positions[landmarks] = _tsne(vectors.unit(chosen), seed)
+  others = np.setdiff1d(rows, landmarks, assume_unique=True)
   if len(others):
     positions[others] = _among(index, positions[landmarks], embeddings, others)
   return positions
 
 
-def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-  """Returns [n, 2] positions of unit vectors."""
-  n, d = vectors.shape
-  if (vectors == vectors[:1]).all():  # one, or all alike
+def _tsne(rows: np.ndarray, seed: int) -> np.ndarray:
+  """Returns [n, 2] positions of unit rows."""
+  n, d = rows.shape
+  if (rows == rows[:1]).all():  # one, or all alike
     return np.zeros((n, 2), np.float32)
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
 
   with threadpoolctl.threadpool_limits(1):
     components = PCA(min(NUM_COMPONENTS, n, d), svd_solver="full")
-    reduced = components.fit_transform(vectors).astype(np.float32)
+    reduced = components.fit_transform(rows).astype(np.float32)
     start = np.zeros((n, 2), np.float32)
     start[:, : reduced.shape[1]] = reduced[:, :2]
     spread = start[:, 0].std()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from odc_jax.results import vectors
+
 # Memory grows with the square: 20,000 clusters take 1.6 GB.
 MOST_CLUSTERS = 20_000
 # Clusters for each kind of image that one hopes to find. DeepCluster's users
@@ -52,7 +54,7 @@ def merge_tree(
     return None
   if not np.isfinite(centroids).all():
     raise ValueError("centroids are not finite; did the run diverge?")
-  unit = _unit(centroids)
+  unit = vectors.unit(centroids)
   alive = np.flatnonzero(sizes > 0)
   if not len(alive):
     alive = np.arange(1)
@@ -154,16 +156,11 @@ def silhouettes(
   """
   known = clusters >= 0
   sizes = np.bincount(clusters[known], minlength=len(centroids))
-  rows = np.flatnonzero(known)
-  rows = rows[
-    np.arange(min(NUM_SAMPLED, len(rows)))
-    * len(rows)
-    // max(1, min(NUM_SAMPLED, len(rows)))
-  ]
+  rows = vectors.evenly(np.flatnonzero(known), NUM_SAMPLED)
   sample = np.asarray(embeddings[rows], np.float32)
   there = sample.any(axis=1)
-  sample, own = _unit(sample[there]), clusters[rows[there]]
-  weighted = _unit(centroids) * sizes[:, None]
+  sample, own = vectors.unit(sample[there]), clusters[rows[there]]
+  weighted = vectors.unit(centroids) * sizes[:, None]
   found = []
   for number in candidates:
     if number < 2:
@@ -171,7 +168,7 @@ def silhouettes(
     group = cut(tree, number, sizes)
     sums = np.zeros((number, weighted.shape[1]), np.float64)
     np.add.at(sums, group, weighted)
-    distance = 1 - sample @ _unit(sums.astype(np.float32)).T
+    distance = 1 - sample @ vectors.unit(sums).T
     # Groups of empty clusters only are nobody's nearest.
     distance[:, np.bincount(group, weights=sizes) == 0] = np.inf
     at = np.arange(len(sample)), group[own]
@@ -235,13 +232,6 @@ def advice(
   else:
     text += "and there are too few images for a larger one."
   return best, text
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-  """Returns rows in float32 and of length 1; zero rows stay zero."""
-  rows = np.asarray(rows, np.float32)
-  norms = np.linalg.norm(rows, axis=1, keepdims=True)
-  return rows / np.where(norms > 0, norms, 1)
 
 
 def _ward(

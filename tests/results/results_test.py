@@ -8,6 +8,7 @@ import pytest
 
 from odc_jax import results
 from odc_jax.errors import UserError
+from odc_jax.results import vectors
 
 N, K, P = 400, 4, 8
 BAD = [5, 123]
@@ -21,7 +22,7 @@ def given(tmp_path):
   features = np.eye(K, P)[cluster] + rng.normal(0, 0.05, (N, P))
   features[77] = np.eye(P)[6]
   features[9] = features[13]
-  features = results.unit(features)
+  features = vectors.unit(features)
   features[BAD] = 0
   np.save(tmp_path / "features.npy", features.astype(np.float16))
   signatures = rng.integers(-20, 21, (N, 256)).astype(np.int8)
