@@ -1,6 +1,7 @@
 """The only file that knows Orbax: the whole TrainState, onto any mesh."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import pathlib
@@ -108,7 +109,7 @@ class Checkpoints:
     )
     self._seals = processes.is_first()
     self._sealing: threading.Thread | None = None
-    self._failure: Exception | None = None
+    self._failure: str | None = None
 
   def steps(self) -> list[int]:
     """Returns the steps that there is a checkpoint of, ascending."""
@@ -182,10 +183,9 @@ class Checkpoints:
     if self._failure is not None:
       failure, self._failure = self._failure, None
       raise UserError(
-        f"cannot write a checkpoint to {self.folder}: "
-        f"{str(failure).splitlines()[0]}; make room, and the same command goes "
-        "on from the checkpoint before"
-      ) from failure
+        f"cannot write a checkpoint to {self.folder}: {failure}; make room, "
+        "and the same command goes on from the checkpoint before"
+      )
 
   def close(self) -> None:
     """Waits, and lets go of Orbax's threads."""
@@ -195,6 +195,10 @@ class Checkpoints:
       # It raises again what `wait` has reported.
       with contextlib.suppress(Exception):
         self._manager.close()
+      # What Orbax left unfinished prints tracebacks when it is let go of: now,
+      # before the one message that tells a user what to do.
+      del self._manager
+      gc.collect()
 
   def _seal(self) -> None:
     """Waits for Orbax, then writes the digests that are missing."""
@@ -206,7 +210,9 @@ class Checkpoints:
         if folder.name.isdecimal() and not (folder / _SEAL).exists():
           write_whole(folder / _SEAL, json.dumps(_digests(folder)).encode())
     except Exception as error:  # a full disk, in whatever words Orbax has
-      self._failure = error  # raised where the run waits
+      # Raised where the run waits. The words alone: the exception would keep
+      # all that Orbax left unfinished alive.
+      self._failure = str(error).splitlines()[0]
 
 
 def _problem(folder: pathlib.Path) -> str | None:
