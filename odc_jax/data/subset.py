@@ -1,0 +1,35 @@
+"""Some of the records of a data set."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from odc_jax.data.sources import Record, Source
+
+
+class Subset:
+  """The records at `rows` of another source, numbered anew from 0."""
+
+  def __init__(self, source: Source, rows: Int[np.ndarray, "m"]):
+    """Chooses records.
+
+    Args:
+      source: The data set.
+      rows: Which of its records, in this order.
+    """
+    self._source = source
+    self._rows = rows
+    self.num_classes = source.num_classes
+
+  @property
+  def keys(self) -> Sequence[str] | None:
+    """The keys of the records, where they are known without reading."""
+    keys = self._source.keys
+    return None if keys is None else [keys[row] for row in self._rows]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> Record:
+    return {**self._source[int(self._rows[index])], "index": index}
