@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -12,8 +13,12 @@ from odc_jax import progress
 from odc_jax.files import write_whole
 from odc_jax.health import Finding, Health
 
-# Every scalar that a run can log. Names are a contract: scripts read them.
-# "labels" in a name means ground truth; the pseudo-labels are "clusters".
+# What `--mode=evaluate` leaves: {"step": s, "eval/...": value, ...}.
+EVALUATION = "evaluation.json"
+
+# Every scalar that a run can log; # stands for any number. Names are a
+# contract: scripts read them. "labels" in a name means ground truth; the
+# pseudo-labels are "clusters".
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
@@ -30,7 +35,10 @@ SCALARS = {
   "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
   "cluster/dissolved": "small clusters dissolved in this step",
   "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
-  "eval/knn_top1": "kNN top-1 on frozen backbone features",
+  "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
+  "neighbours and eval.knn_temperature",
+  "eval/knn_top1_k#": "kNN top-1 likewise, with # neighbours and the published "
+  "temperature of 0.07",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
   "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
   "eval/purity_labels": "images that have their cluster's majority label",
@@ -105,8 +113,7 @@ class MetricWriter:
     Raises:
       KeyError: If a name is not declared in `SCALARS`.
     """
-    unknown = set(scalars) - set(SCALARS)
-    if unknown:
+    if unknown := {name for name in scalars if declared(name) is None}:
       raise KeyError(f"undeclared scalars {sorted(unknown)}")
     values = {
       name: value.item() if hasattr(value, "item") else value
@@ -201,15 +208,35 @@ _ON_TERMINAL = {
   "cluster/label_change",
   "cluster/nmi_previous",
   "speed/images_per_second",
-  *(name for name in SCALARS if name.startswith("eval/")),
+  # Those with a number in their name are for `summary.json`.
+  *(name for name in SCALARS if name.startswith("eval/") and "#" not in name),
 }
 
 
+def declared(name: str) -> str | None:
+  """Returns what a scalar's name means, or None where it is not declared."""
+  for pattern, text in SCALARS.items():
+    if re.fullmatch(pattern.replace("#", r"\d+"), name):
+      return text
+  return None
+
+
 def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
-  """Returns the last value of every evaluation and cluster scalar so far."""
-  values = {}
-  for line in _whole_lines(workdir / "metrics.jsonl"):
-    for name, value in json.loads(line).items():
+  """Returns the last value of every evaluation and cluster scalar so far.
+
+  Evaluations after the run count as long as no step came after them.
+  """
+  values, step = {}, 0
+  lines = []
+  if (path := workdir / "metrics.jsonl").exists():
+    lines = [json.loads(line) for line in _whole_lines(path)]
+    step = max((line["step"] for line in lines), default=0)
+  if (path := workdir / EVALUATION).exists():
+    line = json.loads(path.read_text())
+    if line["step"] >= step:
+      lines.append(line)
+  for line in lines:
+    for name, value in line.items():
       if name.startswith(("eval/", "cluster/")):
         values[name] = value
   return values

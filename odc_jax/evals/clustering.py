@@ -1,25 +1,23 @@
 """How well the run's own clusters agree with the labels."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from sklearn import metrics
 
-from odc_jax.evals.features import Features
+from odc_jax.evals.subject import Subject
 
 
-def evaluate(config, train: Features, test: Features | None, clusters):
-  """Yields NMI, ARI and purity of the clusters, where there are labels.
+def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
+  """Yields NMI, ARI and purity of the run's clusters, where there are labels.
 
-  Args:
-    config: Unused.
-    train: The training set; its labels are read.
-    test: Unused: the run has clusters for the training set alone.
-    clusters: Cluster of every training image, int [n].
+  Of the training set: the run has clusters for nothing else.
   """
-  del config, test
-  known = train.labels >= 0
-  if not known.any():
+  labels, clusters = subject.train.features.labels, subject.clusters
+  known = labels >= 0
+  if clusters is None or not known.any():
     return
-  labels, clusters = train.labels[known], clusters[known]
+  labels, clusters = labels[known], clusters[known]
   yield "eval/nmi_labels", nmi(labels, clusters)
   yield "eval/ari_labels", float(metrics.adjusted_rand_score(labels, clusters))
   yield "eval/purity_labels", purity(labels, clusters)

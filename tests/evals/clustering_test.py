@@ -9,6 +9,7 @@ import pytest
 
 from odc_jax.evals import clustering
 from odc_jax.evals.features import Features
+from tests.evals.features import subject
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2], np.int32)
 CLUSTERS = np.array([5, 5, 3, 3, 3, 9, 9, 9], np.int32)
@@ -48,7 +49,7 @@ def evaluate(labels, clusters):
   rows = jnp.zeros((1024, 2))
   signatures = jnp.zeros((1024, 256), jnp.int8)
   train = Features(rows, rows, signatures, labels, {})
-  return dict(clustering.evaluate(None, train, None, clusters))
+  return dict(clustering.evaluate(subject(train, clusters=clusters)))
 
 
 def test_purity_by_hand():
