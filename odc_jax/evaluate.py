@@ -139,7 +139,7 @@ class Evaluation:
       found.update(evaluate(subject))
     return found
 
-  def _pass(self, network, source, bad, advance):
+  def _pass(self, network: tuple[Any, Any], source, bad, advance):
     """Returns the features of a data set."""
     data = self._config.data
     # The next multiple of the number of devices.
@@ -203,7 +203,7 @@ def run(
     return _run(workdir, config, names, mesh)
 
 
-def _run(workdir, given, names, mesh):
+def _run(workdir, given: Config | None, names, mesh):
   trained = checkpoint.any_in(workdir)
   if given is None and not trained:
     raise UserError(
@@ -211,11 +211,12 @@ def _run(workdir, given, names, mesh):
       "weights of a network as --config.model.weights"
     )
   of_run = _config_of(workdir) if trained else None
-  data = (given or of_run).data
+  asked: Config = of_run if given is None else given
+  data, test_split = asked.data, asked.eval.split
   train = sources.make(data.source, data.split)
-  test_split = (given or of_run).eval.split
   test = sources.make(data.source, test_split) if test_split else None
   if of_run is None:
+    assert given is not None  # or there would be a checkpoint
     config = _without_run(given, len(train), mesh.size)
   else:
     config = of_run if given is None else _on_other_data(of_run, given)
@@ -284,7 +285,7 @@ def _run(workdir, given, names, mesh):
   return scores
 
 
-def _config_of(workdir):
+def _config_of(workdir) -> Config:
   """Returns the config that a run was started with."""
   path = workdir / "config.json"
   try:
@@ -293,7 +294,7 @@ def _config_of(workdir):
     raise UserError(f"{path} cannot be read: {error}; put it back") from error
 
 
-def _on_other_data(of_run, given):
+def _on_other_data(of_run: Config, given: Config) -> Config:
   """Returns the config of a run with another's data and evaluators."""
   for name in ("method", "model"):
     if str(of_run[name]) != str(given[name]):
@@ -301,13 +302,13 @@ def _on_other_data(of_run, given):
         f"the run was trained with {name} {of_run[name]}, the config says "
         f"{given[name]}; give the run's own, or leave --config out"
       )
-  config = ConfigDict(of_run).copy_and_resolve_references()
+  config: Config = ConfigDict(of_run).copy_and_resolve_references()
   with config.unlocked():
     config.data, config.eval = given.data, given.eval
   return config
 
 
-def _without_run(given, num_examples, num_devices):
+def _without_run(given: Config, num_examples, num_devices) -> Config:
   """Returns a config for a network that was not trained here."""
   if not given.model.weights:
     raise UserError(
@@ -322,7 +323,7 @@ def _without_run(given, num_examples, num_devices):
   return config_lib.resolve(config, num_examples, num_devices)
 
 
-def _images_of(config):
+def _images_of(config: Config):
   return config.data.source, config.data.split
 
 
