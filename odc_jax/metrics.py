@@ -37,8 +37,8 @@ SCALARS = {
   "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
   "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
   "neighbours and eval.knn_temperature",
-  "eval/knn_top1_k#": "kNN top-1 likewise, with # neighbours and the published "
-  "temperature of 0.07",
+  "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "
+  "neighbours and the published temperature of 0.07",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
   "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
   "eval/purity_labels": "images that have their cluster's majority label",
@@ -216,7 +216,9 @@ _ON_TERMINAL = {
 def declared(name: str) -> str | None:
   """Returns what a scalar's name means, or None where it is not declared."""
   for pattern, text in SCALARS.items():
-    if re.fullmatch(pattern.replace("#", r"\d+"), name):
+    if found := re.fullmatch(pattern.replace("#", r"(\d+)"), name):
+      for number in found.groups():
+        text = text.replace("#", number, 1)
       return text
   return None
 
