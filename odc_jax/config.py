@@ -139,7 +139,8 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
     differing = [
       f"{name} was {old.get(name)!r}, is {now.get(name)!r}"
       for name in sorted({*old, *now})
-      if old.get(name) != now.get(name)
+      # What is evaluated has no part in what is trained.
+      if old.get(name) != now.get(name) and not name.startswith("config.eval.")
     ]
     if differing:
       raise UserError(
