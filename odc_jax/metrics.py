@@ -40,7 +40,8 @@ SCALARS = {
   "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "
   "neighbours and the published temperature of 0.07",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
-  "eval/nmi_geometric_labels": "NMI (geometric) of the clusters with the labels",
+  "eval/nmi_geometric_labels": "NMI (geometric) of the clusters with the "
+  "labels",
   "eval/ami_labels": "adjusted mutual information of the clusters with the "
   "labels",
   "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
