@@ -96,15 +96,15 @@ class Evaluation:
     network = params, batch_stats
     return self._pass(network, self._train, self.bad_train, advance)
 
-  def scores(
+  def subject(
     self,
     params: Any,
     batch_stats: Any,
     train_features: Features,
-    clusters: Int[np.ndarray, "n"] | None,
+    clusters: Int[np.ndarray, "n"] | None = None,
     advance: Callable[[int], None] = lambda done: None,
-  ) -> dict[str, float]:
-    """Returns what the config's evaluators find.
+  ) -> Subject:
+    """Returns what evaluators are given, after a pass over the test set.
 
     Args:
       params: The network's.
@@ -122,7 +122,7 @@ class Evaluation:
       network = params, batch_stats
       test_features = self._pass(network, self._test, self.bad_test, advance)
     train, test = splits(self._train, train_features, self._test, test_features)
-    subject = Subject(
+    return Subject(
       self._config,
       self._mesh,
       params,
@@ -134,6 +134,14 @@ class Evaluation:
       clusters,
       self._check,
     )
+
+  def scores(self, subject: Subject) -> dict[str, float]:
+    """Returns what the config's evaluators find.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: As the evaluators.
+    """
     found = {}
     for evaluate in self._evaluators:
       found.update(evaluate(subject))
@@ -265,13 +273,14 @@ def _run(workdir, given: Config | None, names, mesh):
     "reading the images", total, processes.is_first()
   ) as advance:
     found = evaluation.train_features(params, batch_stats, advance)
-    scores = evaluation.scores(
+    subject = evaluation.subject(
       params,
       batch_stats,
       found,
       clusters,
       lambda done: advance(len(train) + done),
     )
+  scores = evaluation.scores(subject)
   if not scores:
     raise UserError(
       f"{', '.join(config.eval.evaluators)}: nothing to compare with in "

@@ -241,7 +241,9 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
             scalars = {}
             if evaluation.has_labels() and not evaluated:
               clusters = without_padding(method.clusters(state.method))
-              scalars = evaluation.scores(*network, train_features, clusters)
+              scalars = evaluation.scores(
+                evaluation.subject(*network, train_features, clusters)
+              )
             if not last:
               # Several times as large as the memory: not while training.
               train_features = None
