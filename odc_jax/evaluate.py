@@ -231,6 +231,8 @@ def _run(workdir, given: Config | None, names, mesh):
   if names is not None:
     with config.unlocked():
       config.eval.evaluators = tuple(names)
+  if not config.eval.evaluators:
+    raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
   processes.check_equal(
     {
       **config_lib.identity(json.loads(config.to_json())),

@@ -143,6 +143,8 @@ def test_images_that_cannot_be_read_are_named(workdir, folder, tmp_path):
 def test_mistakes(workdir, tmp_path, folder):
   with pytest.raises(UserError, match=r"'svn'.*knn"):
     evaluate.run(workdir, None, ["svn"])
+  with pytest.raises(UserError, match=r"no evaluator.*--evals=knn"):
+    evaluate.run(workdir, None, [])
   with pytest.raises(UserError, match=r"no checkpoint.*model\.weights"):
     evaluate.run(tmp_path / "none", None, None)
   config = small()
