@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.4914, 0.4822, 0.4465),
       "std": (0.2023, 0.1994, 0.2010),
       "sobel": False,

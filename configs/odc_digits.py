@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.305, 0.305, 0.305),
       "std": (0.376, 0.376, 0.376),
       "sobel": False,

@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.485, 0.456, 0.406),
       "std": (0.229, 0.224, 0.225),
       "sobel": False,
