@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize
 
 from odc_jax import mesh as mesh_lib
+from odc_jax import processes, progress
 from odc_jax.evals import probe
 from odc_jax.evals.pooling import pool
 from odc_jax.evals.subject import Split, Subject
@@ -56,7 +57,7 @@ def last_lbfgs(subject: Subject) -> Iterator[tuple[str, float]]:
   )
   x, y = _rows(subject.test)
   found = np.asarray(_hits(weights, bias, x, y, mean, deviation))
-  score = probe.Score(*map(float, found / len(subject.test.rows)))
+  score = probe.Score(*(found / len(subject.test.rows)).tolist())
   yield from probe.named(score, "linear", "lbfgs", num_classes)
 
 
@@ -89,17 +90,15 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   score = probe.scorer(subject, learner)
   scores: list[probe.Score] = []
 
-  def after_epoch(learned: probe.Learned) -> None:
-    scores.extend(score(learned.params, learned.batch_stats))
+  train = probe.trainer(subject, learner, recipe)
+  rates = {"heads": config.linear_learning_rate}
+  with _bar("a linear classifier", recipe) as advance:
 
-  probe.trainer(subject, learner, recipe)(
-    params,
-    batch_stats,
-    {"heads": config.linear_learning_rate},
-    subject.train,
-    "linear classifier",
-    after_epoch,
-  )
+    def after_epoch(learned: probe.Learned) -> None:
+      scores.extend(score(learned.params, learned.batch_stats))
+      advance(len(scores))
+
+    train(params, batch_stats, rates, subject.train, after_epoch)
   protocol = f"sgd{config.linear_epochs}"
   best = probe.Score(*(max(column) for column in zip(*scores, strict=True)))
   yield from probe.named(scores[-1], "linear", protocol, num_classes)
@@ -134,17 +133,26 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
     nesterov=True,
     jitter=True,
   )
-  learned = probe.trainer(subject, learner, recipe)(
-    params,
-    batch_stats,
-    {"heads": config.stages_learning_rate},
-    subject.train,
-    "linear classifiers on five stages",
-  )
+  train = probe.trainer(subject, learner, recipe)
+  rates = {"heads": config.stages_learning_rate}
+  with _bar("linear classifiers on five stages", recipe) as advance:
+    learned = train(
+      params,
+      batch_stats,
+      rates,
+      subject.train,
+      lambda learned: advance(len(learned.losses)),
+    )
   scores = probe.scorer(subject, learner)(learned.params, learned.batch_stats)
   for stage, score in enumerate(scores, 1):
     protocol = f"stage{stage}_sgd{config.stages_epochs}"
     yield from probe.named(score, "linear", protocol, num_classes)
+
+
+def _bar(what, recipe):
+  return progress.bar(
+    f"epochs of {what}", recipe.num_epochs, processes.is_first()
+  )
 
 
 def _last(subject, num_classes):
@@ -283,7 +291,8 @@ def _loss_and_gradients(weights, bias, x, y, mean, deviation, penalty):
 
   def chunk_loss(parameters, x, y):
     known = y >= 0
-    losses = cross_entropy(_logits(*parameters, x), jnp.maximum(y, 0))
+    weights, bias = parameters
+    losses = cross_entropy(_logits(weights, bias, x), jnp.maximum(y, 0))
     return jnp.sum(jnp.where(known, losses, 0))
 
   def local(parameters, mean, deviation, x, y):

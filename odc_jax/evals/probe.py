@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, progress, xla
+from odc_jax import processes, xla
 from odc_jax.config import Config
 from odc_jax.data import augment, loader
 from odc_jax.data.decode import Crop
@@ -129,7 +129,7 @@ def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
 
 
 def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
-  """Returns `train(params, batch_stats, rates, split, task, after_epoch)`.
+  """Returns `train(params, batch_stats, rates, split, after_epoch)`.
 
   It is compiled once for all its calls. These go through the images in the
   same order, in the same crops, whatever the rates; an epoch drops the images
@@ -140,7 +140,6 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     batch_stats: Likewise.
     rates: The learning rate of every part: of each key of `params`.
     split: The images, and their labels; one or more.
-    task: What to call it on the progress bar.
     after_epoch: Is given a `Learned` whenever an epoch is over.
 
   It returns the last `Learned`, and raises `StoppedError` where a signal asks
@@ -192,7 +191,6 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     batch_stats: Any,
     rates: Mapping[str, float],
     split: Split,
-    task: str,
     after_epoch: Callable[[Learned], None] = lambda learned: None,
   ) -> Learned:
     rows, labels = split.rows, split.labels
@@ -204,12 +202,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     state = params, batch_stats, start(params)
     losses: list[float] = []
     batches = _train_batches(config, Subset(split.source, rows), size)
-    with (
-      contextlib.closing(batches),
-      progress.bar(
-        task, recipe.num_epochs * steps, processes.is_first()
-      ) as advance,
-    ):
+    with contextlib.closing(batches):
       for epoch in range(recipe.num_epochs):
         now = _rates(recipe, rates, epoch)
         epoch_losses = []
@@ -223,7 +216,6 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
             state, learner.frozen, *arrays, np.int32(number), now
           )
           epoch_losses.append(loss)
-          advance(number + 1)
         losses.append(float(np.mean(jax.device_get(epoch_losses))))
         after_epoch(Learned(state[0], state[1], list(losses)))
     return Learned(state[0], state[1], losses)
@@ -275,9 +267,9 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
         arrays = processes.to_devices((batch["image"], batch["label"]), mesh)
         counts.append(count(params, batch_stats, learner.frozen, *arrays))
     counts = jax.device_get(counts)
-    found = sum(part for part, _ in counts)
-    known = max(1, sum(int(part) for _, part in counts))
-    return [Score(*map(float, row / known)) for row in found]
+    found = np.sum([part for part, _ in counts], axis=0)
+    known = max(1, int(np.sum([part for _, part in counts])))
+    return [Score(*row.tolist()) for row in found / known]
 
   return score
 
