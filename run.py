@@ -25,10 +25,15 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "assign", "report", "plan"],
-  "train: train or go on, then evaluate; assign: new --images to the clusters "
-  "of a finished run; report: write report.html anew; plan: print what "
-  "training will need",
+  ["train", "evaluate", "assign", "report", "plan"],
+  "train: train or go on, then evaluate; evaluate: a run's last checkpoint by "
+  "--evals; assign: new --images to the clusters of a finished run; report: "
+  "write report.html anew; plan: print what training will need",
+)
+EVALS = flags.DEFINE_list(
+  "evals",
+  None,
+  "evaluate: the evaluators, such as knn,linear; default: the config's",
 )
 IMAGES = flags.DEFINE_string(
   "images", None, "assign: a folder of images, nested or not"
@@ -74,6 +79,9 @@ START_TIMEOUT = flags.DEFINE_float(
   "start_timeout", 300, "seconds to wait for the other processes", 1
 )
 
+# Modes that need no config, but a work directory.
+_OF_A_RUN = ("evaluate", "assign", "report")
+
 
 def main(argv: list[str]) -> None:
   """Calls the function of the mode."""
@@ -102,11 +110,14 @@ def main(argv: list[str]) -> None:
     _assign()
     return
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
-  from odc_jax import processes, train
+  from odc_jax import evaluate, processes, train
 
   workdir = _workdir()
   with processes.together():
-    summary = train.run(CONFIG.value, workdir, NUM_GROUPS.value)
+    if MODE.value == "evaluate":
+      summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
+    else:
+      summary = train.run(CONFIG.value, workdir, NUM_GROUPS.value)
   for name, value in summary.items():
     processes.say(f"{name:28} {value:.4f}")
   processes.say(f"written to {workdir}")
@@ -118,6 +129,7 @@ def _check_flags() -> None:
     (TOPOLOGY, "plan"),
     (NUM_EXAMPLES, "plan"),
     (IMAGES_PER_SECOND, "plan"),
+    (EVALS, "evaluate"),
     (IMAGES, "assign"),
     (OUTPUT, "assign"),
     (NUM_GROUPS, "train", "assign", "report"),
@@ -198,9 +210,9 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     if CONFIG.value is None:
-      if WORKDIR.value and MODE.value in ("assign", "report"):
+      if WORKDIR.value and MODE.value in _OF_A_RUN:
         return rest  # what they need is in the work directory
-      if MODE.value in ("assign", "report"):
+      if MODE.value in _OF_A_RUN:
         raise UserError("no run given; try --workdir=runs/odc_digits")
       raise UserError("no config given; try --config=configs/odc_digits.py")
     # A file that is not there is noticed on the first access only.

@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,10 +49,13 @@ def _target(shapes, shardings):
   )
 
 
-def restore_network(
-  workdir: pathlib.Path, shapes: Any, shardings: Any
-) -> tuple[Any, Any]:
-  """Returns the weights of the last checkpoint that can be read.
+def restore_parts(
+  workdir: pathlib.Path,
+  shapes: Any,
+  shardings: Any,
+  parts: Sequence[str] = ("params", "batch_stats"),
+) -> tuple[Any, ...]:
+  """Returns parts of the last checkpoint that can be read.
 
   Reads nothing else of it, changes nothing, and may be called while the run
   goes on.
@@ -60,24 +64,25 @@ def restore_network(
     workdir: The work directory.
     shapes: The state as `jax.eval_shape` gives it.
     shardings: Where every leaf of it is to lie.
+    parts: Fields of the state; the weights are the two by default.
 
   Returns:
-    Parameters and batch statistics.
+    Those parts.
 
   Raises:
     UserError: If there is no checkpoint that can be read.
   """
   folder = (workdir / "checkpoints").absolute()
   target = _target(
-    {"params": shapes.params, "batch_stats": shapes.batch_stats},
-    {"params": shardings.params, "batch_stats": shardings.batch_stats},
+    {part: getattr(shapes, part) for part in parts},
+    {part: getattr(shardings, part) for part in parts},
   )
   problem = "there is none; train first, with the same command without --mode"
   for step in sorted(_steps(workdir), reverse=True):
     problem = _problem(folder / str(step))
     if problem is None:
       try:
-        network = ocp.PyTreeCheckpointer().restore(
+        found = ocp.PyTreeCheckpointer().restore(
           folder / str(step) / "state",
           args=ocp.args.PyTreeRestore(
             item=target,
@@ -85,7 +90,7 @@ def restore_network(
             partial_restore=True,
           ),
         )
-        return network["params"], network["batch_stats"]
+        return tuple(found[part] for part in parts)
       except Exception as error:  # Orbax has a different one for each case.
         problem = str(error).splitlines()[0]
   raise UserError(f"no checkpoint in {folder} can be read: {problem}")

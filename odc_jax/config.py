@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from odc_jax.errors import UserError
-from odc_jax.files import write_whole
+from odc_jax.files import write_json
 
 # A ConfigDict, or a section of one. To a type checker its values could be
 # anything, so that it would object to every use of one.
@@ -139,7 +139,8 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
     differing = [
       f"{name} was {old.get(name)!r}, is {now.get(name)!r}"
       for name in sorted({*old, *now})
-      if old.get(name) != now.get(name)
+      # What is evaluated has no part in what is trained.
+      if old.get(name) != now.get(name) and not name.startswith("config.eval.")
     ]
     if differing:
       raise UserError(
@@ -148,7 +149,7 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
       )
   workdir.mkdir(parents=True, exist_ok=True)
   # Whole or not at all: a run killed here can be started again.
-  write_whole(path, (json.dumps(new, indent=2) + "\n").encode())
+  write_json(path, new, indent=2)
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -44,3 +46,19 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
   """
   with whole(path) as partial, partial.open("xb") as file:
     file.write(data)
+
+
+def write_json(
+  path: str | os.PathLike[str], content: Any, indent: int | None = None
+) -> None:
+  """Writes what JSON can hold, as `write_whole` does.
+
+  Args:
+    path: the file, replaced if it exists. Its folder has to exist.
+    content: dicts, lists, text, numbers.
+    indent: spaces a level, for people to read; None: one line.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  write_whole(path, (json.dumps(content, indent=indent) + "\n").encode())

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -12,8 +13,12 @@ from odc_jax import progress
 from odc_jax.files import write_whole
 from odc_jax.health import Finding, Health
 
-# Every scalar that a run can log. Names are a contract: scripts read them.
-# "labels" in a name means ground truth; the pseudo-labels are "clusters".
+# What `--mode=evaluate` leaves: {"step": s, "eval/...": value, ...}.
+EVALUATION = "evaluation.json"
+
+# Every scalar that a run can log; # stands for any number. Names are a
+# contract: scripts read them. "labels" in a name means ground truth; the
+# pseudo-labels are "clusters".
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
@@ -30,10 +35,49 @@ SCALARS = {
   "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
   "cluster/dissolved": "small clusters dissolved in this step",
   "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
-  "eval/knn_top1": "kNN top-1 on frozen backbone features",
+  "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
+  "neighbours and eval.knn_temperature",
+  "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "
+  "neighbours and the published temperature of 0.07",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
+  "eval/nmi_geometric_labels": "NMI (geometric) of the clusters with the "
+  "labels",
+  "eval/ami_labels": "adjusted mutual information of the clusters with the "
+  "labels",
   "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
   "eval/purity_labels": "images that have their cluster's majority label",
+  "eval/acc_labels": "images whose label is the one matched to their cluster, "
+  "one to one; only where there are as many clusters as labels",
+  "eval/kmeans_acc_labels": "accuracy, one to one, of k-means on the features, "
+  "with as many clusters as labels",
+  "eval/kmeans_nmi_labels": "NMI (arithmetic) of that k-means",
+  "eval/kmeans_nmi_geometric_labels": "NMI (geometric) of that k-means",
+  "eval/kmeans_ami_labels": "adjusted mutual information of that k-means",
+  "eval/kmeans_ari_labels": "adjusted Rand index of that k-means",
+  "eval/retrieval_recall_at#": "test images that have one of their label among "
+  "the # most similar training images",
+  "eval/retrieval_map": "mean average precision over all training images, "
+  "ranked by similarity to a test image",
+  "eval/retrieval_map_#q": "mean average precision over all training images, "
+  "ranked by similarity to one of # test images",
+  "eval/linear_top1_lbfgs": "logistic regression on the pooled features",
+  "eval/linear_top5_lbfgs": "likewise, top-5",
+  "eval/linear_top1_sgd#": "linear layer on the pooled features, # epochs of "
+  "SGD, the last of them",
+  "eval/linear_top5_sgd#": "likewise, top-5, # epochs",
+  "eval/linear_top1_sgd#_best": "linear layer on the pooled features, # epochs "
+  "of SGD, the best of them on the test set",
+  "eval/linear_top5_sgd#_best": "likewise, top-5, # epochs",
+  "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to 9,000 "
+  "dimensions, # epochs of SGD",
+  "eval/linear_top5_stage#_sgd#": "likewise, top-5, stage #, # epochs",
+  "eval/semi_#pct_top1_best_of_#": "all weights fine-tuned with # % of the "
+  "labels, the best on the test set of # settings",
+  "eval/semi_#pct_top5_best_of_#": "likewise, top-5, # %, # settings",
+  "eval/svm_map_cv3": "linear SVMs on the last stage, mean average precision, "
+  "costs chosen by cross-validation",
+  "eval/low_shot_map_k#_best_c": "linear SVMs from # images of a class, mean "
+  "average precision, the best cost on the test set",
   "speed/images_per_second": "since the last log line",
   "speed/step_ms": "milliseconds per step, since the last log line",
   "speed/data_wait": "fraction of the time in which the devices had nothing to "
@@ -105,8 +149,7 @@ class MetricWriter:
     Raises:
       KeyError: If a name is not declared in `SCALARS`.
     """
-    unknown = set(scalars) - set(SCALARS)
-    if unknown:
+    if unknown := {name for name in scalars if declared(name) is None}:
       raise KeyError(f"undeclared scalars {sorted(unknown)}")
     values = {
       name: value.item() if hasattr(value, "item") else value
@@ -201,15 +244,37 @@ _ON_TERMINAL = {
   "cluster/label_change",
   "cluster/nmi_previous",
   "speed/images_per_second",
-  *(name for name in SCALARS if name.startswith("eval/")),
+  # Those with a number in their name are for `summary.json`.
+  *(name for name in SCALARS if name.startswith("eval/") and "#" not in name),
 }
 
 
+def declared(name: str) -> str | None:
+  """Returns what a scalar's name means, or None where it is not declared."""
+  for pattern, text in SCALARS.items():
+    if found := re.fullmatch(pattern.replace("#", r"(\d+)"), name):
+      for number in found.groups():
+        text = text.replace("#", number, 1)
+      return text
+  return None
+
+
 def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
-  """Returns the last value of every evaluation and cluster scalar so far."""
-  values = {}
-  for line in _whole_lines(workdir / "metrics.jsonl"):
-    for name, value in json.loads(line).items():
+  """Returns the last value of every evaluation and cluster scalar so far.
+
+  Evaluations after the run count as long as no step came after them.
+  """
+  values, step = {}, 0
+  lines = []
+  if (path := workdir / "metrics.jsonl").exists():
+    lines = [json.loads(line) for line in _whole_lines(path)]
+    step = max((line["step"] for line in lines), default=0)
+  if (path := workdir / EVALUATION).exists():
+    line = json.loads(path.read_text())
+    if line["step"] >= step:
+      lines.append(line)
+  for line in lines:
+    for name, value in line.items():
       if name.startswith(("eval/", "cluster/")):
         values[name] = value
   return values

@@ -33,6 +33,7 @@ class Program(NamedTuple):
       The state is donated.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
       evaluation mode, to be jitted.
+    maps: Likewise -> the backbone's five feature maps, [b, h', w', c].
     judge: See `make_judge`, jitted.
     shapes: The state as `jax.eval_shape` gives it.
     shardings: Where every leaf of the state lies.
@@ -42,6 +43,7 @@ class Program(NamedTuple):
   init: Callable[[], TrainState]
   step: Callable[..., tuple[TrainState, dict[str, Any], dict[str, Any]]]
   forward: Callable[..., Any]
+  maps: Callable[..., list[Array]]
   judge: Callable[..., "Judgement"]
   shapes: TrainState
   shardings: TrainState
@@ -105,6 +107,10 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     images = augment.normalize(config.augment, images)
     return network.apply(params, batch_stats, images, None, train=False)[0]
 
+  def maps(params, batch_stats, images):
+    images = augment.normalize(config.augment, images)
+    return network.apply_part("backbone", params, batch_stats, images)
+
   step = jax.jit(
     make_step(config, method, network, optimizer, augmentation),
     donate_argnums=0,
@@ -123,6 +129,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     jax.jit(init, out_shardings=shardings),
     step,
     forward,
+    maps,
     jax.jit(
       make_judge(network),
       out_shardings=mesh_lib.replicated(mesh),

@@ -24,12 +24,11 @@ from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
 from odc_jax.data import folder, loader, sources
-from odc_jax.data.bad_images import BadImages
 from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
-from odc_jax.evals import EVALS, features
 from odc_jax.evals.clustering import nmi
-from odc_jax.files import write_whole
+from odc_jax.evaluate import Evaluation, evaluators_of
+from odc_jax.files import write_json
 from odc_jax.handover import hand_over
 from odc_jax.health import Health
 from odc_jax.methods import METHODS
@@ -87,10 +86,7 @@ def run(
 def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # ---------------------------------------------------------------- data ---
   method = config_lib.choose(METHODS, config.method, "method")
-  evaluators = [
-    config_lib.choose(EVALS, name, "evaluator")
-    for name in config.eval.evaluators
-  ]
+  evaluators_of(config)  # or a mistake would show much later
   train_source = sources.make(config.data.source, config.data.split)
   test_source = (
     sources.make(config.data.source, config.eval.split)
@@ -108,8 +104,6 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   )
   for line in reasons:
     processes.say(line)
-  if not classes:
-    evaluators = []  # all of them compare with labels
   # Asked for once here, so that a mistake shows before anything is computed.
   loader.batch_indices(
     num_examples, config.batch_size, 0, config.seed, config.data.sampling
@@ -123,73 +117,23 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # ------------------------------------------------------ work directory ---
   resuming = checkpoint.any_in(workdir)
   _check_processes(config, train_source, workdir, resuming)
-  bad_path = workdir / "bad_images.txt"
   if processes.is_first():
     _prepare(workdir, config, train_source.keys, resuming)
   _wait_for_config(workdir)
-  bad_train = BadImages(
-    bad_path, "train", num_examples, config.data, processes.is_first()
-  )
-  bad_test = BadImages(
-    bad_path,
-    "eval",
-    len(test_source or ()),
-    config.data,
-    processes.is_first(),
-  )
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
   stop = processes.Stop(mesh)
   stack.enter_context(stop.listening())
 
   # ---------------------------------------------------------- evaluation ---
-  extract = features.extractor(program.forward, mesh)
-  eval_batch_size = _divisible(config.eval.batch_size, mesh.size)
-
-  def extract_source(state, source, bad, advance=lambda done: None):
-    """Returns the features of a data set.
-
-    Args:
-      state: The network.
-      source: The data set.
-      bad: Learns what cannot be read.
-      advance: Is told how many images have been read.
-
-    Raises:
-      StoppedError: If a signal asks to end meanwhile.
-    """
-    batches = loader.eval_batches(
-      source,
-      batch_size=eval_batch_size,
-      resize=config.data.eval_resize,
-      crop=config.data.image_size,
-      num_threads=config.data.num_threads,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-
-    def readable():
-      for number, batch in enumerate(batches):
-        stop.check()
-        advance(min(number * eval_batch_size, len(source)))
-        bad.add(batch.pop("bad"))
-        yield batch
-
-    with contextlib.closing(batches):
-      found = extract(state.params, state.batch_stats, readable(), len(source))
-    bad.exchange(processes.gather)
-    return found
+  bad_path = workdir / "bad_images.txt"
+  evaluation = Evaluation(
+    config, program, mesh, train_source, test_source, bad_path, stop.check
+  )
+  bad_train, bad_test = evaluation.bad_train, evaluation.bad_test
 
   def without_padding(assignments):
     return processes.to_host(assignments)[:num_examples]
-
-  def evaluate(state, train):
-    test = test_source and extract_source(state, test_source, bad_test)
-    clusters = without_padding(method.clusters(state.method))
-    scalars = {}
-    for evaluator in evaluators:
-      scalars.update(evaluator.evaluate(config, train, test, clusters))
-    return scalars
 
   def sizes_and_change(state):
     """Returns the scalars of an epoch's end."""
@@ -244,7 +188,9 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
       with progress.bar(
         "reading the images", num_examples, processes.is_first()
       ) as advance:
-        train_features = extract_source(state, train_source, bad_train, advance)
+        train_features = evaluation.train_features(
+          state.params, state.batch_stats, advance
+        )
     except processes.StoppedError:
       processes.warn(
         "stopped during the first clustering, with nothing to save yet; the "
@@ -287,15 +233,21 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
           log.write(step, sizes_and_change(state))
         evaluated = any(name.startswith("eval/") for name in logged)
         due = epoch_ends and step % evaluate_every == 0 and not evaluated
-        if (last or (due and evaluators)) and not stopping:
+        if (last or (due and evaluation.has_labels())) and not stopping:
           try:
+            network = state.params, state.batch_stats
             if train_features is None or step:
-              train_features = extract_source(state, train_source, bad_train)
-            scalars = evaluate(state, train_features)
+              train_features = evaluation.train_features(*network)
+            scalars = {}
+            if evaluation.has_labels() and not evaluated:
+              clusters = without_padding(method.clusters(state.method))
+              scalars = evaluation.scores(
+                evaluation.subject(*network, train_features, clusters)
+              )
             if not last:
               # Several times as large as the memory: not while training.
               train_features = None
-            if scalars and not evaluated:
+            if scalars:
               log.write(step, scalars)
           except processes.StoppedError:
             stopping = True
@@ -348,9 +300,7 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   summary = None
   if processes.is_first():
     summary = metrics.last_values(workdir)
-    write_whole(
-      workdir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
-    )
+    write_json(workdir / "summary.json", summary, indent=2)
     report.write(workdir)
   for bad in (bad_train, bad_test):
     if len(bad):
@@ -412,8 +362,3 @@ def _all_keys(features):
   for part in processes.gather(list(features.keys.items())):
     keys.update(part)
   return keys
-
-
-def _divisible(batch_size: int, devices: int) -> int:
-  """Returns the next multiple of the number of devices."""
-  return -(-batch_size // devices) * devices

@@ -289,7 +289,7 @@ class Run:
     with jax.set_mesh(mesh):
       method = METHODS[self.config.method]
       program = assemble(self.config, method, mesh)
-      params, batch_stats = checkpoint.restore_network(
+      params, batch_stats = checkpoint.restore_parts(
         self.workdir, program.shapes, program.shardings
       )
       centroids = jax.device_put(

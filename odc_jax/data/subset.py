@@ -26,7 +26,7 @@ class Subset:
   def keys(self) -> Sequence[str] | None:
     """The keys of the records, where they are known without reading."""
     keys = self._source.keys
-    return None if keys is None else [keys[row] for row in self._rows]
+    return None if keys is None else [keys[int(row)] for row in self._rows]
 
   def __len__(self) -> int:
     return len(self._rows)

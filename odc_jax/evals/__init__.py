@@ -1,9 +1,9 @@
 """What a frozen network and its clusters are worth.
 
-An evaluator is a module with `evaluate(config, train, test, clusters)`, which
-yields (name, value).
+An evaluator takes a `Subject` and yields (name, value); without labels to
+compare with, nothing.
 """
 
 from odc_jax.evals import clustering, knn
 
-EVALS = {"knn": knn, "clustering": clustering}
+EVALS = {"knn": knn.evaluate, "clustering": clustering.evaluate}

@@ -107,8 +107,18 @@ def by_epoch(lines: Iterable[Mapping[str, Any]]) -> Series:
   }
 
 
+# What the evaluations that have a curve depend on.
+_SHOWN = (
+  "config.eval.split",
+  "config.eval.knn_k",
+  "config.eval.knn_temperature",
+)
+
+
 def recipe(config: dict[str, Any]) -> dict[str, Any]:
-  """Returns what runs that differ in their seed only have in common.
+  """Returns what runs with the same curves have in common.
+
+  That is all but the seed, and those evaluations that no curve shows.
 
   Args:
     config: As `config.json` holds it.
@@ -116,7 +126,12 @@ def recipe(config: dict[str, Any]) -> dict[str, Any]:
   Returns:
     Dotted name -> value.
   """
-  return {k: v for k, v in identity(config).items() if k != "config.seed"}
+  return {
+    name: value
+    for name, value in identity(config).items()
+    if name != "config.seed"
+    and (not name.startswith("config.eval.") or name in _SHOWN)
+  }
 
 
 def reference(

@@ -94,6 +94,7 @@ def render(
     title=_title(config),
     facts=_facts(history),
     numbers=_numbers(history.summary),
+    evaluations=_evaluations(history.summary),
     finished=history.finished,
     findings=history.findings,
     bad_images=history.bad_images[:_BAD_IMAGES],
@@ -150,17 +151,10 @@ def _facts(history: History) -> dict[str, str]:
 
 def _numbers(summary: dict[str, float]) -> list[dict[str, str]]:
   """Returns the headline numbers: scalar, name, value, meaning."""
-  names = [name for name in _NUMBERS if name in summary]
-  names += [
-    name
-    for name in summary
-    if name.startswith("eval/") and name not in _NUMBERS
-  ]
   found = []
-  for scalar in names:
-    name, text = _NUMBERS.get(
-      scalar, (scalar.partition("/")[2], metrics.SCALARS.get(scalar, ""))
-    )
+  for scalar, (name, text) in _NUMBERS.items():
+    if scalar not in summary:
+      continue
     value = summary[scalar]
     if scalar in _FRACTIONS:
       shown = f"{value:.1%}"
@@ -170,3 +164,12 @@ def _numbers(summary: dict[str, float]) -> list[dict[str, str]]:
       shown = f"{value:.3f}"
     found.append({"scalar": scalar, "name": name, "value": shown, "text": text})
   return found
+
+
+def _evaluations(summary: dict[str, float]) -> list[tuple[str, str, str]]:
+  """Returns every evaluation: scalar, value, protocol."""
+  return [
+    (scalar, f"{value:.4f}", metrics.declared(scalar) or "")
+    for scalar, value in sorted(summary.items())
+    if scalar.startswith("eval/")
+  ]

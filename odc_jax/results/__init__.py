@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, Int8
 
 from odc_jax import progress
 from odc_jax.errors import UserError
-from odc_jax.files import whole, write_whole
+from odc_jax.files import whole, write_json
 from odc_jax.results import (
   clusters,
   duplicates,
@@ -190,7 +190,7 @@ def write(
     "advice": advice,
     "clusters": clusters.describe(columns, readable, means),
   }
-  _write_json(workdir / "clusters.json", summary)
+  write_json(workdir / "clusters.json", summary)
 
 
 def regroup(workdir: pathlib.Path, num_groups: int) -> None:
@@ -216,7 +216,7 @@ def regroup(workdir: pathlib.Path, num_groups: int) -> None:
     workdir / "clusters.parquet", lambda path: table.set_groups(path, groups)
   )
   summary = describe(workdir)
-  _write_json(path, summary | {"num_groups": num_groups})
+  write_json(path, summary | {"num_groups": num_groups})
 
 
 def groups_of(
@@ -270,7 +270,3 @@ def _cut(merges, num_groups, sizes):
   """Returns the group of every cluster, or None where none are wanted."""
   check_num_groups(num_groups, len(sizes))
   return None if num_groups is None else tree.cut(merges, num_groups, sizes)
-
-
-def _write_json(path, content):
-  write_whole(path, (json.dumps(content) + "\n").encode())

@@ -88,6 +88,17 @@ def test_every_image_is_there_with_its_picture_and_its_numbers(tmp_path):
   assert scores == sorted(scores, reverse=True)
 
 
+def test_every_evaluation_is_there_with_its_protocol(tmp_path):
+  workdir, _ = small_run(tmp_path)
+  text = report.write(workdir).read_text()
+  row = re.search(r"<tr>[^\n]*eval/knn_top1_k100</code>[^\n]*</tr>", text)
+  assert row
+  assert "<td>0.8765</td>" in row.group()
+  assert "with 100 neighbours and the published temperature" in row.group()
+  # Among the headlines there is one kNN accuracy.
+  assert text.count('class="name">kNN accuracy</span>') == 1
+
+
 def test_a_picture_is_that_of_its_image(tmp_path):
   workdir, folder = small_run(tmp_path)
   path = report.write(workdir)

@@ -1,0 +1,353 @@
+"""Tries a network on labelled images, during a run or after it."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from odc_jax import checkpoint, metrics, processes, progress, sizes
+from odc_jax import config as config_lib
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.data import loader, sources
+from odc_jax.data.bad_images import BadImages
+from odc_jax.errors import UserError
+from odc_jax.evals import EVALS, features
+from odc_jax.evals.features import Features
+from odc_jax.evals.subject import Subject, splits
+from odc_jax.files import write_json
+from odc_jax.methods import METHODS
+from odc_jax.program import Program, assemble
+
+# What of a checkpoint is evaluated; the method's state holds the clusters.
+_OF_RUN = ("step", "params", "batch_stats", "method")
+
+
+class Evaluation:
+  """An experiment's data sets, and a network's passes over them.
+
+  Attributes:
+    bad_train: The images of the training set that cannot be read.
+    bad_test: Those of the test set.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    program: Program,
+    mesh: Mesh,
+    train: sources.Source,
+    test: sources.Source | None,
+    bad_path: pathlib.Path,
+    check: Callable[[], None] = lambda: None,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      config: A resolved experiment.
+      program: Its compiled side.
+      mesh: The devices.
+      train: The training set.
+      test: The test set, if there is one.
+      bad_path: The file that names images which cannot be read.
+      check: Called once a batch; see `Subject`.
+
+    Raises:
+      UserError: An evaluator or a `data.on_error` that there is not.
+    """
+    self._config, self._program, self._mesh = config, program, mesh
+    self._train, self._test, self._check = train, test, check
+    self._evaluators = evaluators_of(config)
+    self._extract = features.extractor(program.forward, mesh)
+    self.bad_train, self.bad_test = (
+      BadImages(bad_path, name, size, config.data, processes.is_first())
+      for name, size in (("train", len(train)), ("eval", len(test or ())))
+    )
+
+  def has_labels(self) -> bool:
+    """Returns whether there is anything to evaluate against."""
+    labelled = self._train.num_classes or hasattr(self._train, "targets")
+    return bool(labelled and self._evaluators)
+
+  def train_features(
+    self,
+    params: Any,
+    batch_stats: Any,
+    advance: Callable[[int], None] = lambda done: None,
+  ) -> Features:
+    """Returns what a network makes of the training set.
+
+    Args:
+      params: The network's.
+      batch_stats: Likewise.
+      advance: Is told how many images have been read.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: Too many images cannot be read.
+    """
+    network = params, batch_stats
+    return self._pass(network, self._train, self.bad_train, advance)
+
+  def subject(
+    self,
+    params: Any,
+    batch_stats: Any,
+    train_features: Features,
+    clusters: Int[np.ndarray, "n"] | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+  ) -> Subject:
+    """Returns what evaluators are given, after a pass over the test set.
+
+    Args:
+      params: The network's.
+      batch_stats: Likewise.
+      train_features: As `train_features` returns them for this network.
+      clusters: The run's own, of every image of the training set.
+      advance: Is told how many images of the test set have been read.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: Too many images cannot be read.
+    """
+    test_features = None
+    if self._test is not None:
+      network = params, batch_stats
+      test_features = self._pass(network, self._test, self.bad_test, advance)
+    train, test = splits(self._train, train_features, self._test, test_features)
+    return Subject(
+      self._config,
+      self._mesh,
+      params,
+      batch_stats,
+      self._program.forward,
+      self._program.maps,
+      train,
+      test,
+      clusters,
+      self._check,
+    )
+
+  def scores(self, subject: Subject) -> dict[str, float]:
+    """Returns what the config's evaluators find.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: As the evaluators.
+    """
+    found = {}
+    for evaluate in self._evaluators:
+      found.update(evaluate(subject))
+    return found
+
+  def _pass(self, network: tuple[Any, Any], source, bad, advance):
+    """Returns the features of a data set."""
+    data = self._config.data
+    # The next multiple of the number of devices.
+    devices = self._mesh.size
+    batch_size = -(-self._config.eval.batch_size // devices) * devices
+    batches = loader.eval_batches(
+      source,
+      batch_size=batch_size,
+      resize=data.eval_resize,
+      crop=data.image_size,
+      num_threads=data.num_threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+    def readable():
+      for number, batch in enumerate(batches):
+        self._check()
+        advance(min(number * batch_size, len(source)))
+        bad.add(batch.pop("bad"))
+        yield batch
+
+    with contextlib.closing(batches):
+      found = self._extract(*network, readable(), len(source))
+    bad.exchange(processes.gather)
+    return found
+
+
+def evaluators_of(config: Config) -> list[Callable[..., Any]]:
+  """Returns the functions that a config names.
+
+  Raises:
+    UserError: There is no such evaluator.
+  """
+  return [
+    config_lib.choose(EVALS, name, "evaluator")
+    for name in config.eval.evaluators
+  ]
+
+
+def run(
+  workdir: pathlib.Path, config: Config | None, names: Iterable[str] | None
+) -> dict[str, float]:
+  """Evaluates the last checkpoint of a run, or a network from elsewhere.
+
+  Args:
+    workdir: The work directory. Without a checkpoint in it, the network is
+      that of the config's `model.weights`.
+    config: What says which data (`data`) and how (`eval`); None: the run's own
+      config does. The network is the run's in any case.
+    names: Of the evaluators; None: those of the config.
+
+  Returns:
+    Name -> value, which are also in `evaluation.json` and `summary.json`.
+
+  Raises:
+    UserError: For whatever the user can mend.
+  """
+  mesh = mesh_lib.make_mesh()
+  with jax.set_mesh(mesh):
+    return _run(workdir, config, names, mesh)
+
+
+def _run(workdir, given: Config | None, names, mesh):
+  trained = checkpoint.any_in(workdir)
+  if given is None and not trained:
+    raise UserError(
+      f"{workdir} holds no checkpoint; train first, or give --config and the "
+      "weights of a network as --config.model.weights"
+    )
+  of_run = _config_of(workdir) if trained else None
+  asked: Config = of_run if given is None else given
+  data, test_split = asked.data, asked.eval.split
+  train = sources.make(data.source, data.split)
+  test = sources.make(data.source, test_split) if test_split else None
+  if of_run is None:
+    assert given is not None  # or there would be a checkpoint
+    config = _without_run(given, len(train), mesh.size)
+  else:
+    config = of_run if given is None else _on_other_data(of_run, given)
+  if names is not None:
+    with config.unlocked():
+      config.eval.evaluators = tuple(names)
+  if not config.eval.evaluators:
+    raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
+  processes.check_equal(
+    {
+      **config_lib.identity(json.loads(config.to_json())),
+      "images": len(train),
+      f"checkpoints in {workdir}:": trained,
+    }
+  )
+  method = config_lib.choose(METHODS, config.method, "method")
+  program = assemble(config, method, mesh)
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  bad_path = workdir / "evaluation.bad_images.txt"
+  if processes.is_first():
+    bad_path.unlink(missing_ok=True)
+  processes.gather(None)  # until it is gone
+  evaluation = Evaluation(config, program, mesh, train, test, bad_path)
+  if not evaluation.has_labels():
+    raise UserError(
+      f"{data.source} has no labels to evaluate with; give a data set that "
+      "has, such as --config.data.source=folder:PATH with a folder a class"
+    )
+  clusters = None
+  if trained:
+    step, params, batch_stats, method_state = checkpoint.restore_parts(
+      workdir, program.shapes, program.shardings, _OF_RUN
+    )
+    if _images_of(config) == _images_of(of_run):
+      clusters = processes.to_host(method.clusters(method_state))[: len(train)]
+    del method_state
+    processes.say(f"evaluating {workdir} at step {step}")
+  else:
+    step = 0
+    from odc_jax.interop import torch as interop_torch
+
+    params, batch_stats = interop_torch.initialize(config, program)
+    processes.say(f"evaluating {config.model.weights}")
+
+  total = len(train) + len(test or ())
+  with progress.bar(
+    "reading the images", total, processes.is_first()
+  ) as advance:
+    found = evaluation.train_features(params, batch_stats, advance)
+    subject = evaluation.subject(
+      params,
+      batch_stats,
+      found,
+      clusters,
+      lambda done: advance(len(train) + done),
+    )
+  scores = evaluation.scores(subject)
+  if not scores:
+    raise UserError(
+      f"{', '.join(config.eval.evaluators)}: nothing to compare with in "
+      f"{data.source}; choose other evaluators with --evals"
+    )
+  if processes.is_first():
+    _write(workdir, int(step), scores)
+  for bad in (evaluation.bad_train, evaluation.bad_test):
+    if len(bad):
+      processes.say(f"{bad}, named in {bad_path}")
+  return scores
+
+
+def _config_of(workdir) -> Config:
+  """Returns the config that a run was started with."""
+  path = workdir / "config.json"
+  try:
+    return ConfigDict(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}; put it back") from error
+
+
+def _on_other_data(of_run: Config, given: Config) -> Config:
+  """Returns the config of a run with another's data and evaluators."""
+  for name in ("method", "model"):
+    if str(of_run[name]) != str(given[name]):
+      raise UserError(
+        f"the run was trained with {name} {of_run[name]}, the config says "
+        f"{given[name]}; give the run's own, or leave --config out"
+      )
+  config: Config = ConfigDict(of_run).copy_and_resolve_references()
+  with config.unlocked():
+    config.data, config.eval = given.data, given.eval
+  return config
+
+
+def _without_run(given: Config, num_examples, num_devices) -> Config:
+  """Returns a config for a network that was not trained here."""
+  if not given.model.weights:
+    raise UserError(
+      "no checkpoint in the work directory, and no weights: train first, or "
+      "give --config.model.weights=FILE"
+    )
+  config, _ = sizes.fill(given, num_examples, num_devices)
+  with config.unlocked():
+    # What is for training alone need not fit the data.
+    config.num_clusters = min(config.num_clusters, num_examples)
+    config.batch_size, config.model.group_size = num_devices, 0
+  return config_lib.resolve(config, num_examples, num_devices)
+
+
+def _images_of(config: Config):
+  return config.data.source, config.data.split
+
+
+def _write(workdir, step, scores):
+  """Adds to what is known of the same network."""
+  path = workdir / metrics.EVALUATION
+  known = {}
+  with contextlib.suppress(OSError, ValueError):
+    known = json.loads(path.read_text())
+  if known.get("step") != step:
+    known = {"step": step}
+  write_json(path, {**known, **scores}, indent=2)
+  # Of a run that goes on, the end of it writes the summary.
+  path = workdir / "summary.json"
+  if path.exists() or not (workdir / "metrics.jsonl").exists():
+    write_json(path, metrics.last_values(workdir), indent=2)

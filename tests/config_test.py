@@ -1,0 +1,37 @@
+"""What may change when a run goes on, and what may not."""
+
+import json
+
+import pytest
+
+from configs import odc_digits
+from odc_jax import config as config_lib
+from odc_jax.errors import UserError
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  config = config_lib.resolve(odc_digits.get_config("quick"), 1797, 1)
+  config_lib.write(config, tmp_path, resuming=False)
+  return tmp_path
+
+
+def changed(**sections):
+  config = odc_digits.get_config("quick")
+  for name, keys in sections.items():
+    config[name].update(keys)
+  return config_lib.resolve(config, 1797, 1)
+
+
+def test_a_run_can_be_evaluated_in_another_way_from_here_on(workdir):
+  config = changed(eval={"evaluators": ("knn",), "knn_k": 7})
+  config_lib.write(config, workdir, resuming=True)
+  kept = json.loads((workdir / "config.json").read_text())
+  assert kept["eval"]["knn_k"] == 7
+
+
+def test_a_run_cannot_be_trained_in_another_way(workdir):
+  before = (workdir / "config.json").read_bytes()
+  with pytest.raises(UserError, match=r"model\.width was 16, is 32"):
+    config_lib.write(changed(model={"width": 32}), workdir, resuming=True)
+  assert (workdir / "config.json").read_bytes() == before
