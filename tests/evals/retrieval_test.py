@@ -10,24 +10,22 @@ from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import retrieval
 from odc_jax.evals.features import Features
-from odc_jax.evals.subject import Split, Subject
+from tests.evals.features import subject
 
 
-def split(mesh, x, labels, rows=None):
-  """A split, with pad rows that resemble the first image."""
+def features_of(mesh, x, labels):
+  """Features, with pad rows that resemble the first image."""
   padded = np.zeros((len(x) // 8 * 8 + 16, x.shape[1]), np.float32)
   padded[: len(x)] = x
   padded[len(x) :] = x[0]
-  array = jax.device_put(padded, mesh_lib.rows(mesh))
-  features = Features(array, array, jnp.zeros((0, 256), jnp.int8), labels, {})
-  rows = np.flatnonzero(labels >= 0) if rows is None else rows
-  return Split(None, features, rows, labels[rows])
+  rows = jax.device_put(padded, mesh_lib.rows(mesh))
+  return Features(rows, rows, jnp.zeros((0, 256), jnp.int8), labels, {})
 
 
-def subject_of(mesh, train, test):
-  return Subject(
-    None, mesh, None, None, print, print, train, test, None, lambda: None
-  )
+def evaluate(mesh, train, test=None):
+  """Retrieves from features and labels."""
+  train, test = (part and features_of(mesh, *part) for part in (train, test))
+  return dict(retrieval.evaluate(subject(train, test)))
 
 
 def draw(n, seed, classes=4, d=6):
@@ -68,8 +66,7 @@ def loop(x, labels, queries, truth):
 def test_recall_and_map_of_a_test_set(mesh):
   (x, labels), (queries, truth) = draw(90, 1), draw(300, 2)
   labels[[3, 50]] = truth[[0, 299]] = -1
-  train, test = split(mesh, x, labels), split(mesh, queries, truth)
-  found = dict(retrieval.evaluate(subject_of(mesh, train, test)))
+  found = evaluate(mesh, (x, labels), (queries, truth))
   known, asked = labels >= 0, truth >= 0
   expected = loop(x[known], labels[known], queries[asked], truth[asked])
   assert found == pytest.approx(expected, rel=1e-5)
@@ -80,10 +77,7 @@ def test_recall_and_map_of_a_test_set(mesh):
 def test_a_query_does_not_find_itself(mesh):
   x, labels = draw(101, 1)
   even, odd = np.arange(0, 101, 2), np.arange(1, 101, 2)
-  whole = split(mesh, x, labels)
-  train = whole._replace(rows=even, labels=labels[even])
-  test = whole._replace(rows=odd, labels=labels[odd])
-  found = dict(retrieval.evaluate(subject_of(mesh, train, test)))
+  found = evaluate(mesh, (x, labels))
   expected = loop(x[even], labels[even], x[odd], labels[odd])
   assert found == pytest.approx(expected, rel=1e-5)
 
@@ -94,8 +88,7 @@ def test_of_equally_near_images_the_earlier_comes_first(mesh):
   labels[[9, 30]] = 1
   x = np.tile(np.float32([[2.0, 0.0]]), (40, 1))
   queries, truth = np.float32([[1.0, 0.0], [1.0, 0.0]]), np.int32([0, 1])
-  train, test = split(mesh, x, labels), split(mesh, queries, truth)
-  found = dict(retrieval.evaluate(subject_of(mesh, train, test)))
+  found = evaluate(mesh, (x, labels), (queries, truth))
   # The first 0 stands at place 1, the first 1 at 10.
   assert found["eval/retrieval_recall_at1"] == 0.5
   assert found["eval/retrieval_recall_at10"] == 1.0
@@ -106,21 +99,18 @@ def test_of_equally_near_images_the_earlier_comes_first(mesh):
 def test_queries_without_a_relevant_image_are_left_out(mesh):
   (x, labels), (queries, truth) = draw(90, 1), draw(30, 2)
   truth[:10] = 7
-  train, test = split(mesh, x, labels), split(mesh, queries, truth)
-  found = dict(retrieval.evaluate(subject_of(mesh, train, test)))
+  found = evaluate(mesh, (x, labels), (queries, truth))
   assert found == pytest.approx(loop(x, labels, queries, truth), rel=1e-5)
-  test = split(mesh, queries, np.full(30, 7, np.int32))
-  assert not list(retrieval.evaluate(subject_of(mesh, train, test)))
-  nothing = split(mesh, queries, np.full(30, -1, np.int32))
-  assert not list(retrieval.evaluate(subject_of(mesh, train, nothing)))
-  assert not list(retrieval.evaluate(subject_of(mesh, nothing, train)))
+  for only in (7, -1):
+    nothing = queries, np.full(30, only, np.int32)
+    assert not evaluate(mesh, (x, labels), nothing)
+  assert not evaluate(mesh, nothing, (x, labels))
 
 
 def test_the_map_of_a_sample_is_called_so(mesh, monkeypatch):
   monkeypatch.setattr(retrieval, "MOST_RANKED", 20)
   (x, labels), (queries, truth) = draw(90, 1), draw(60, 2)
-  train, test = split(mesh, x, labels), split(mesh, queries, truth)
-  found = dict(retrieval.evaluate(subject_of(mesh, train, test)))
+  found = evaluate(mesh, (x, labels), (queries, truth))
   expected = loop(x, labels, queries, truth)
   expected.pop("eval/retrieval_map")
   # Every third one.
