@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import cross_val_score, cross_validate
 from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -204,10 +204,6 @@ def pooled(
     process_count=jax.process_count(),
   )
 
-  @functools.partial(jax.jit, out_shardings=mesh_lib.rows(mesh))
-  def last(params, batch_stats, images):
-    return pool(subject.maps(params, batch_stats, images))[-1]
-
   features, read = None, np.zeros(n, bool)
   with contextlib.closing(batches):
     for batch in batches:
@@ -215,9 +211,15 @@ def pooled(
       # In the place of an image that cannot be read stands another one.
       bad = np.isin(batch["index"], [image.index for image in batch["bad"]])
       index = np.where(bad, n, batch["index"])
-      images, index = processes.to_devices((batch["image"], index), mesh)
-      found = last(subject.params, subject.batch_stats, images)
-      found, index = processes.to_host(found), processes.to_host(index)
+      found, index = map(
+        processes.to_host,
+        _last_map(
+          subject.maps,
+          subject.params,
+          subject.batch_stats,
+          *processes.to_devices((batch["image"], index), mesh),
+        ),
+      )
       if features is None:
         features = np.zeros((n, found.shape[1]), np.float32)
       real = index < n
@@ -225,6 +227,13 @@ def pooled(
       read[index[real]] = True
   assert features is not None
   return features, read
+
+
+@functools.partial(jax.jit, static_argnames="maps")
+def _last_map(maps, params, batch_stats, images, index):
+  """Returns the pooled last map of one batch, and the index, on all devices."""
+  pooled = pool(maps(params, batch_stats, images))[-1]
+  return mesh_lib.replicate((pooled, index))
 
 
 def normalize(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -281,22 +290,39 @@ def low_shot_aps(
     samples = []
     for sample in range(_NUM_SAMPLES):
       rng = np.random.default_rng([seed % 2**64, c, k, sample])
-      drawn = [
+      num_negative = min(k * num_others, len(negative))
+      drawn = (
         rng.choice(positive, k, replace=False),
-        rng.choice(negative, min(k * num_others, len(negative)), replace=False),
-      ]
+        rng.choice(negative, num_negative, replace=False),
+      )
       samples.append(np.sort(np.concatenate(drawn)))
-    drawn = [(task.features[rows], targets[rows]) for rows in samples]
-    svms = run(
-      delayed(_svm(cost, seed).fit)(*sample)
-      for sample in drawn
+    # The samples are given as folds, so that all workers map one copy of the
+    # features; the scores of these folds are of no use.
+    folds = [(rows, rows[:1]) for rows in samples]
+    fitted = run(
+      delayed(cross_validate)(
+        _svm(cost, seed),
+        task.features,
+        targets,
+        cv=folds,
+        return_estimator=True,
+      )
       for cost in COSTS
     )
-    found = [
-      voc_ap(task.test_targets[:, c], svm.decision_function(task.test_features))
-      for svm in svms
-    ]
-    aps.append(np.reshape(found, (_NUM_SAMPLES, len(COSTS))).mean(axis=0))
+    aps.append(
+      [
+        np.mean(
+          [
+            voc_ap(
+              task.test_targets[:, c],
+              svm.decision_function(task.test_features),
+            )
+            for svm in one["estimator"]
+          ]
+        )
+        for one in fitted
+      ]
+    )
   return np.array(aps)
 
 
