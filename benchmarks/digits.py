@@ -25,7 +25,7 @@ from sklearn import cluster, datasets, metrics, neighbors
 import odc_jax
 from configs import odc_digits
 from odc_jax import train
-from odc_jax.evals.clustering import purity
+from odc_jax.evals.scores import purity
 
 COLUMNS = ("knn_top1", "purity_labels", "nmi_labels", "ari_labels")
 

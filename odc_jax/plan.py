@@ -45,7 +45,7 @@ _TPUS = {
 # Two steps are under way, and the next batch is on its way.
 _BATCHES_ON_DEVICE = 3
 # Estimates: a photograph of 12 megapixels while it is decoded, the path and
-# the object of an image's name, and what `evals.clustering.nmi` takes for two
+# the object of an image's name, and what `evals.scores.nmi` takes for two
 # clusterings with 10,000 clusters each (measured: 88 bytes an image).
 _DECODED_BYTES = 36_000_000
 _NAME_BYTES = 90

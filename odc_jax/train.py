@@ -26,7 +26,7 @@ from odc_jax.config import Config
 from odc_jax.data import folder, loader, sources
 from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
-from odc_jax.evals.clustering import nmi
+from odc_jax.evals.scores import nmi
 from odc_jax.evaluate import Evaluation, evaluators_of
 from odc_jax.files import write_json
 from odc_jax.handover import hand_over

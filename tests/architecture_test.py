@@ -75,6 +75,7 @@ ALLOWED = {
   "speed": {"config"},
   "step_log": {"config", "metrics", "speed"},
   "evals": {
+    "clustering",
     "config",
     "data",
     "errors",
@@ -85,6 +86,7 @@ ALLOWED = {
     "models",
     "processes",
     "progress",
+    "results",
     "xla",
   },
   "results": {"errors", "files", "progress", "results"},

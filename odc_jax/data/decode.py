@@ -134,6 +134,37 @@ def resize_center_crop(
   """
   if crop > resize:
     raise ValueError(f"crop {crop} is larger than resize {resize}")
+  image = _resize_short_side(image, resize)
+  # Python's round to even, as in torchvision.
+  left = round((image.width - crop) / 2)
+  top = round((image.height - crop) / 2)
+  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def resize_squash(
+  image: AnyImage, resize: int, crop: int
+) -> UInt8[np.ndarray, "crop crop 3"]:
+  """Resizes the short side, then the whole image to a square.
+
+  Nothing is cut off, and whatever is not square is distorted.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    resize: length of the short side after the first resizing, in pixels.
+    crop: side of the square, in pixels.
+
+  Raises:
+    DecodeError: the image cannot be read.
+
+  Source: torchvision.transforms.Resize(resize) and Resize((crop, crop)), in
+  OpenSelfSup configs/benchmarks/extract_info/voc07.py.
+  """
+  image = _resize_short_side(image, resize)
+  return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR))
+
+
+def _resize_short_side(image: AnyImage, resize: int) -> Image.Image:
+  """Returns the upright image with a short side of `resize` pixels."""
   image = _open(image)
   orientation = _orientation(image)
   width, height = _upright_size(image, orientation)
@@ -142,11 +173,7 @@ def resize_center_crop(
   box = _scaled_box(image, (width, height), orientation, (0, 0, width, height))
   width = resize * width // short
   height = resize * height // short
-  image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-  # Python's round to even, as in torchvision.
-  left = round((width - crop) / 2)
-  top = round((height - crop) / 2)
-  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+  return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _open(image: AnyImage) -> Image.Image:

@@ -205,6 +205,7 @@ def eval_batches(
   num_threads: int,
   process_index: int = 0,
   process_count: int = 1,
+  squash: bool = False,
 ) -> grain.DatasetIterator[Batch]:
   """Starts reading every example once, in order.
 
@@ -219,6 +220,8 @@ def eval_batches(
     num_threads: that decode; each works on a batch of its own.
     process_index: which of the processes this one is.
     process_count: how many share the global batch.
+    squash: instead of cutting out the centre, make all of the resized image a
+      square of `crop` pixels, whatever its shape.
 
   Returns:
     An iterator of {"image": uint8 [b_local, h, w, 3], "index": int32 [b_local],
@@ -234,14 +237,15 @@ def eval_batches(
   if batch_size < 1:
     raise UserError(f"batch_size {batch_size} is not positive")
   local = _local_size(batch_size, process_count)
-  if crop > resize:
+  if crop > resize and not squash:
     raise UserError(
       f"the evaluation crop of {crop} pixels is larger than the resized image: "
       f"raise eval_resize from {resize} to {crop} or more"
     )
   num_batches = -(-len(source) // batch_size)
   rows = range(process_index * local, (process_index + 1) * local)
-  read = _ReadEvalBatch(source, batch_size, rows, resize, crop)
+  pixels = decode.resize_squash if squash else decode.resize_center_crop
+  read = _ReadEvalBatch(source, batch_size, rows, resize, crop, pixels)
   batches = grain.MapDataset.range(num_batches).map(read)
   return iter(batches.to_iter_dataset(_read_options(num_threads, 2)))
 
@@ -315,13 +319,20 @@ class _ReadEvalBatch:
   """Number of the batch -> the batch, padded at the end of the data set."""
 
   def __init__(
-    self, source: Source, batch_size: int, rows: range, resize: int, crop: int
+    self,
+    source: Source,
+    batch_size: int,
+    rows: range,
+    resize: int,
+    crop: int,
+    pixels: Callable[..., np.ndarray],
   ):
     self.source = source
     self.batch_size = batch_size
     self.rows = rows
     self.resize = resize
     self.crop = crop
+    self.pixels = pixels
 
   def __call__(self, number: int) -> Batch:
     size, n = len(self.rows), len(self.source)
@@ -331,9 +342,7 @@ class _ReadEvalBatch:
     label = np.full(size, -1, np.int32)
     key = [""] * size
     bad: list[BadImage] = []
-    crop = functools.partial(
-      decode.resize_center_crop, resize=self.resize, crop=self.crop
-    )
+    crop = functools.partial(self.pixels, resize=self.resize, crop=self.crop)
     # None where the last batch ends before this process's rows.
     count = max(0, min(size, n - start))
     for row in range(count):

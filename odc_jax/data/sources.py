@@ -39,10 +39,11 @@ def make(name: str, split: str = "") -> Source:
 
   Args:
     name: `digits` (inside scikit-learn), `folder:PATH` (every image below
-      PATH) or `tfds:NAME` (prepared by `odc_jax.data.prepare`;
-      `TFDS_DATA_DIR` says where).
-    split: for a folder a sub-folder of PATH, or "" for all of it; for TFDS a
-      split such as "train" or "train[:10%]"; for digits "".
+      PATH), `voc:PATH` (Pascal VOC2007, unpacked there) or `tfds:NAME`
+      (prepared by `odc_jax.data.prepare`; `TFDS_DATA_DIR` says where).
+    split: for a folder a sub-folder of PATH, or "" for all of it; for VOC
+      "trainval", "train", "val" or "test"; for TFDS a split such as "train" or
+      "train[:10%]"; for digits "".
 
   Returns:
     The source.
@@ -55,14 +56,18 @@ def make(name: str, split: str = "") -> Source:
   from odc_jax.data.digits import Digits
   from odc_jax.data.folder import Folder
   from odc_jax.data.tfds import Tfds
+  from odc_jax.data.voc import Voc
 
   kind, _, rest = name.partition(":")
   if name == "digits":
     return Digits(split)
   if kind == "folder":
     return Folder(rest, split)
+  if kind == "voc":
+    return Voc(rest, split)
   if kind == "tfds" and rest:
     return Tfds(rest, split)
   raise UserError(
-    f"unknown data source {name!r}: use 'digits', 'folder:PATH' or 'tfds:NAME'"
+    f"unknown data source {name!r}: use 'digits', 'folder:PATH', 'voc:PATH' or "
+    "'tfds:NAME'"
   )

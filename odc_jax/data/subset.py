@@ -21,12 +21,14 @@ class Subset:
     self._source = source
     self._rows = rows
     self.num_classes = source.num_classes
+    # Once: the loader asks for them with every record.
+    keys = source.keys
+    self._keys = None if keys is None else [keys[int(row)] for row in rows]
 
   @property
   def keys(self) -> Sequence[str] | None:
     """The keys of the records, where they are known without reading."""
-    keys = self._source.keys
-    return None if keys is None else [keys[int(row)] for row in self._rows]
+    return self._keys
 
   def __len__(self) -> int:
     return len(self._rows)

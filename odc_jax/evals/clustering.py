@@ -1,40 +1,90 @@
-"""How well the run's own clusters agree with the labels."""
+"""How well clusters agree with the labels: the run's own, and k-means'."""
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
-from sklearn import metrics
+from jaxtyping import Bool, Int
 
+from odc_jax import memory, processes
+from odc_jax.clustering.kmeans import kmeans as lloyd
+from odc_jax.evals.scores import accuracy_one_to_one, ami, ari, nmi, purity
 from odc_jax.evals.subject import Subject
+
+# As many starts as in the literature; iterations end at a fixed point, which is
+# usually reached before.
+_NUM_STARTS, _NUM_ITERS = 10, 100
+
+_normalize = jax.jit(memory.normalize)
 
 
 def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
-  """Yields NMI, ARI and purity of the run's clusters, where there are labels.
+  """Yields the agreement of the run's own clusters with the labels.
 
-  Of the training set: the run has clusters for nothing else.
+  On all labelled images of the training set. `eval/acc_labels` only where there
+  are as many clusters as classes.
+
+  Args:
+    subject: Its `clusters` are compared; nothing where it has none.
   """
-  labels, clusters = subject.train.features.labels, subject.clusters
-  known = labels >= 0
-  if clusters is None or not known.any():
+  labels, known = _labels(subject)
+  if subject.clusters is None or not len(labels):
     return
-  labels, clusters = labels[known], clusters[known]
+  clusters = subject.clusters[known]
   yield "eval/nmi_labels", nmi(labels, clusters)
-  yield "eval/ari_labels", float(metrics.adjusted_rand_score(labels, clusters))
+  yield "eval/nmi_geometric_labels", nmi(labels, clusters, "geometric")
+  yield "eval/ami_labels", ami(labels, clusters)
+  yield "eval/ari_labels", ari(labels, clusters)
   yield "eval/purity_labels", purity(labels, clusters)
+  num_clusters = subject.config.num_clusters
+  if num_clusters == len(np.unique(labels)):
+    accuracy = accuracy_one_to_one(labels, clusters, num_clusters)
+    yield "eval/acc_labels", accuracy
 
 
-def nmi(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns the mutual information over the mean of both entropies.
+def kmeans(subject: Subject) -> Iterator[tuple[str, float]]:
+  """Yields the agreement of k-means on the frozen features with the labels.
 
-  The arithmetic mean: scikit-learn's default since 0.22. Papers up to 2019,
-  DeepCluster's among them, mean the geometric one.
+  All images of the training set are clustered, into as many clusters as there
+  are classes; those with a label are compared. The features are the backbone's,
+  scaled to unit length.
+
+  Args:
+    subject: Its `config.seed` chooses the starts.
   """
-  return float(
-    metrics.normalized_mutual_info_score(a, b, average_method="arithmetic")
-  )
+  labels, known = _labels(subject)
+  if not len(labels):
+    return
+  num_clusters = len(np.unique(labels))
+  features = _normalize(subject.train.features.features)
+  best = None
+  for start in range(_NUM_STARTS):
+    subject.check()
+    found = lloyd(
+      features,
+      jax.random.fold_in(jax.random.key(subject.config.seed), start),
+      num_examples=len(known),
+      num_clusters=num_clusters,
+      num_iters=_NUM_ITERS,
+      init="k-means++",
+    )
+    if best is None or float(found.inertia) < float(best.inertia):
+      best = found
+  assert best is not None
+  clusters = processes.to_host(best.assignments)[: len(known)][known]
+  accuracy = accuracy_one_to_one(labels, clusters, num_clusters)
+  yield "eval/kmeans_acc_labels", accuracy
+  yield "eval/kmeans_nmi_labels", nmi(labels, clusters)
+  geometric = nmi(labels, clusters, "geometric")
+  yield "eval/kmeans_nmi_geometric_labels", geometric
+  yield "eval/kmeans_ami_labels", ami(labels, clusters)
+  yield "eval/kmeans_ari_labels", ari(labels, clusters)
 
 
-def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
-  """Returns the fraction of images with their cluster's most common label."""
-  table = metrics.cluster.contingency_matrix(labels, clusters, sparse=True)
-  return float(table.max(axis=0).sum() / len(labels))
+def _labels(
+  subject: Subject,
+) -> tuple[Int[np.ndarray, "m"], Bool[np.ndarray, "n"]]:
+  """Returns the labels that are known, and of which training images."""
+  labels = subject.train.features.labels
+  known = labels >= 0
+  return labels[known], known

@@ -283,6 +283,7 @@ def test_images_smaller_than_the_crop_work(size):
   for got in (
     random_resized_crop(encode(image), 32, (0.08, 1.0), (0.75, 1.3), rng()),
     lib.resize_center_crop(encode(image), 40, 32),
+    lib.resize_squash(encode(image), 40, 32),
   ):
     np.testing.assert_array_equal(got, np.uint8([9, 8, 7]) + np.zeros_like(got))
 
@@ -295,6 +296,23 @@ def test_center_crop_is_torchvisions():
   np.testing.assert_array_equal(lib.resize_center_crop(image, 40, 32), want)
   with pytest.raises(ValueError, match="larger"):
     lib.resize_center_crop(image, 32, 40)
+
+
+def test_squashing_is_torchvisions_resize_twice():
+  image = photo(101, 60)
+  resized = image.resize((67, 40), Image.Resampling.BILINEAR)  # 67.3
+  want = resized.resize((32, 32), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(lib.resize_squash(image, 40, 32), want)
+  # One resizing would have given something else.
+  once = image.resize((32, 32), Image.Resampling.BILINEAR)
+  assert np.any(np.asarray(once) != want)
+  # Nothing is cut off.
+  halves = Image.new("RGB", (90, 30), (255, 0, 0))
+  halves.paste((0, 0, 255), (0, 0, 45, 30))
+  got = lib.resize_squash(halves, 20, 16)
+  np.testing.assert_array_equal(
+    got[:, [0, -1]], [[[0, 0, 255], [255, 0, 0]]] * 16
+  )
 
 
 def test_decoding_at_reduced_size_changes_little():

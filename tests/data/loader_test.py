@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odc_jax.data import loader, sources
+from odc_jax.data import decode, loader, sources
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
@@ -352,3 +352,17 @@ def test_evaluation_of_a_full_last_batch_has_no_padding(source):
   np.testing.assert_array_equal(batch["label"], -1)  # a flat folder has none
   with pytest.raises(UserError, match="eval_resize from 12"):
     loader.eval_batches(source, batch_size=4, resize=12, crop=16, num_threads=0)
+
+
+def test_evaluation_of_whole_images_squashed(source):
+  (batch,) = loader.eval_batches(
+    source, batch_size=23, resize=20, crop=16, num_threads=0, squash=True
+  )
+  for i in (0, 22):
+    image = decode.resize_squash(source[i]["image"], 20, 16)
+    np.testing.assert_array_equal(batch["image"][i], image)
+  # There is nothing to cut out, so nothing can be too large for it.
+  (batch,) = loader.eval_batches(
+    source, batch_size=23, resize=12, crop=16, num_threads=0, squash=True
+  )
+  assert batch["image"].shape == (23, 16, 16, 3)

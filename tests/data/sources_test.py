@@ -20,6 +20,7 @@ def test_the_name_chooses_the_source(tmp_path):
   [
     ("imagenet", "", ["'imagenet'", "'folder:PATH'"]),
     ("tfds:", "", ["'tfds:'", "'tfds:NAME'"]),
+    ("voc:", "", ["'voc:'", "--config.data.source=voc:"]),
     ("digits", "train", ["'train'", "leave the split empty"]),
   ],
 )
