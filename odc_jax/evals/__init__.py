@@ -1,9 +1,21 @@
 """What a frozen network and its clusters are worth.
 
 An evaluator takes a `Subject` and yields (name, value); without labels to
-compare with, nothing.
+compare with, nothing. docs/evaluation.md has their protocols and what they
+take.
 """
 
-from odc_jax.evals import clustering, knn
+from odc_jax.evals import clustering, knn, linear, retrieval, semi, svm
 
-EVALS = {"knn": knn.evaluate, "clustering": clustering.evaluate}
+EVALS = {
+  "knn": knn.evaluate,
+  "clustering": clustering.evaluate,
+  "kmeans": clustering.kmeans,
+  "retrieval": retrieval.evaluate,
+  "linear": linear.last_lbfgs,
+  "linear_sgd": linear.last_sgd,
+  "linear_stages": linear.stages_sgd,
+  "svm": svm.full,
+  "low_shot": svm.low_shot,
+  "semi": semi.evaluate,
+}

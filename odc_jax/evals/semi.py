@@ -68,7 +68,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     _listed(subject, path) if path else _drawn(subject, part.percent)
     for part, path in zip(_PARTS, config.semi_lists, strict=True)
   ]
-  learner, params, batch_stats = _fresh(subject, num_classes)
+  learner, params, batch_stats = classifier(subject, num_classes)
   score = probe.scorer(subject, learner)
   grid = list(
     itertools.product(config.semi_learning_rates, config.semi_head_multipliers)
@@ -105,7 +105,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     yield from probe.named(best, what, protocol, num_classes)
 
 
-def _fresh(subject, num_classes):
+def classifier(subject, num_classes):
   """Returns the network with a new head as learner, and its weights."""
   config = subject.config
   classifier = functional(

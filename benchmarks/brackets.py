@@ -1,0 +1,131 @@
+"""A finished run between a random and a supervised network.
+
+  python -m benchmarks.brackets --workdir RUN [RUN ...] [--evals knn linear ...]
+
+What a number of an evaluation means shows between two others: that of the same
+network with random weights, and that of the same network trained with all
+labels of the part that the evaluators learn from (SGD with momentum 0.9,
+weight decay 5e-4, random crops and flips, the rate falling to a fifth after 60
+and after 80 % of the epochs). All three are tried by the same evaluators on the
+same images. With several runs, which may differ in nothing but the seed, the
+table has medians. Prints it, and one JSON line.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from odc_jax import checkpoint, processes
+from odc_jax import mesh as mesh_lib
+from odc_jax.data import sources
+from odc_jax.evals import probe, semi
+from odc_jax.evaluate import Evaluation
+from odc_jax.methods import METHODS
+from odc_jax.program import assemble
+
+
+def scores(
+  workdir: pathlib.Path, evals: Sequence[str], epochs: int, rate: float
+) -> dict[str, dict[str, float]]:
+  """Returns network -> name -> value; "seconds" are those of the evaluators."""
+  config: Any = ConfigDict(json.loads((workdir / "config.json").read_text()))
+  if evals:
+    config.eval.evaluators = tuple(evals)
+  mesh = mesh_lib.make_mesh()
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
+    method = METHODS[config.method]
+    program = assemble(config, method, mesh)
+    train = sources.make(config.data.source, config.data.split)
+    test = None
+    if config.eval.split:
+      test = sources.make(config.data.source, config.eval.split)
+    bad_path = pathlib.Path(scratch, "bad_images.txt")
+    evaluation = Evaluation(config, program, mesh, train, test, bad_path)
+
+    def subject(params, batch_stats, clusters=None):
+      found = evaluation.train_features(params, batch_stats)
+      return evaluation.subject(params, batch_stats, found, clusters)
+
+    def tried(subject):
+      begin = time.perf_counter()
+      found = evaluation.scores(subject)
+      return {**found, "seconds": time.perf_counter() - begin}
+
+    state = program.init()
+    params, batch_stats = state.params, state.batch_stats
+    random = subject(params, batch_stats)
+    found = {"random": tried(random)}
+
+    trained, trained_stats, method_state = checkpoint.restore_parts(
+      workdir,
+      program.shapes,
+      program.shardings,
+      ("params", "batch_stats", "method"),
+    )
+    clusters = processes.to_host(method.clusters(method_state))[: len(train)]
+    found["learned"] = tried(subject(trained, trained_stats, clusters))
+
+    learner, *weights = semi.classifier(random, probe.num_classes(random))
+    recipe = probe.Recipe(
+      num_epochs=epochs,
+      batch_size=config.batch_size,
+      weight_decay=5e-4,
+      decay_at=(0.6, 0.8),
+      decay_rate=0.2,
+    )
+    learned = probe.trainer(random, learner, recipe)(
+      *weights, {"backbone": rate, "head": rate}, random.train
+    )
+    supervised = (
+      {**params, "backbone": learned.params["backbone"]},
+      {**batch_stats, "backbone": learned.batch_stats["backbone"]},
+    )
+    found["supervised"] = tried(subject(*supervised))
+    found["supervised"]["train loss"] = learned.losses[-1]
+  return found
+
+
+def main() -> None:
+  """Tries the networks of every run, and prints the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", nargs="+", type=pathlib.Path, required=True)
+  parser.add_argument("--evals", nargs="+", default=[])
+  parser.add_argument("--epochs", type=int, default=50)
+  parser.add_argument("--learning-rate", type=float, default=0.05)
+  args = parser.parse_args()
+  logging.set_verbosity(logging.WARNING)
+  runs = [
+    scores(workdir, args.evals, args.epochs, args.learning_rate)
+    for workdir in args.workdir
+  ]
+  networks = list(runs[0])
+  names = sorted({name for run in runs for row in run.values() for name in row})
+  table = {
+    name: {
+      network: statistics.median(run[network][name] for run in runs)
+      for network in networks
+      if name in runs[0][network]
+    }
+    for name in names
+  }
+  width = max(map(len, names))
+  print(f"\n{'':{width}}  " + "  ".join(f"{n:>10}" for n in networks))
+  for name, row in table.items():
+    cells = (f"{row[n]:10.4f}" if n in row else " " * 10 for n in networks)
+    print(f"{name:{width}}  " + "  ".join(cells))
+  print(json.dumps({"runs": len(runs), "medians": table, "of each": runs}))
+
+
+if __name__ == "__main__":
+  main()
