@@ -2,6 +2,7 @@
 
 python run.py --config=configs/odc_digits.py
 python run.py --mode=assign --workdir=runs/odc_digits --images=new/images
+python run.py --mode=export --workdir=runs/odc_digits
 """
 
 import pathlib
@@ -25,16 +26,19 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "assign", "report", "plan"],
+  ["train", "assign", "export", "report", "plan"],
   "train: train or go on, then evaluate; assign: new --images to the clusters "
-  "of a finished run; report: write report.html anew; plan: print what "
-  "training will need",
+  "of a finished run; export: its network for PyTorch; report: write "
+  "report.html anew; plan: print what training will need",
 )
 IMAGES = flags.DEFINE_string(
   "images", None, "assign: a folder of images, nested or not"
 )
 OUTPUT = flags.DEFINE_string(
-  "output", None, "assign: the file to write; default: WORKDIR/assigned.parquet"
+  "output",
+  None,
+  "assign: the file to write; default: WORKDIR/assigned.parquet. export: the "
+  "folder; default: WORKDIR/export",
 )
 NUM_GROUPS = flags.DEFINE_integer(
   "num_groups",
@@ -101,6 +105,9 @@ def main(argv: list[str]) -> None:
   if MODE.value == "assign":
     _assign()
     return
+  if MODE.value == "export":
+    _export()
+    return
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
   from odc_jax import processes, train
 
@@ -119,7 +126,7 @@ def _check_flags() -> None:
     (NUM_EXAMPLES, "plan"),
     (IMAGES_PER_SECOND, "plan"),
     (IMAGES, "assign"),
-    (OUTPUT, "assign"),
+    (OUTPUT, "assign", "export"),
     (NUM_GROUPS, "train", "assign", "report"),
   ):
     if flag.value and MODE.value not in modes:
@@ -151,6 +158,19 @@ def _assign() -> None:
   run = trained.Run(workdir)
   path = output.expanduser()
   print(trained.assign_to_file(run, IMAGES.value, path, NUM_GROUPS.value))
+
+
+def _export() -> None:
+  """Writes the network of a run for PyTorch."""
+  import jax
+
+  from odc_jax.interop import export
+
+  if jax.process_count() > 1:
+    raise UserError("--mode=export runs in one process: --num_processes=1")
+  workdir = _workdir()
+  folder = pathlib.Path(OUTPUT.value or workdir / "export").expanduser()
+  print(export.write(workdir, folder))
 
 
 def _report() -> None:
@@ -198,9 +218,9 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     if CONFIG.value is None:
-      if WORKDIR.value and MODE.value in ("assign", "report"):
+      if WORKDIR.value and MODE.value in ("assign", "export", "report"):
         return rest  # what they need is in the work directory
-      if MODE.value in ("assign", "report"):
+      if MODE.value in ("assign", "export", "report"):
         raise UserError("no run given; try --workdir=runs/odc_digits")
       raise UserError("no config given; try --config=configs/odc_digits.py")
     # A file that is not there is noticed on the first access only.

@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,17 +68,37 @@ def restore_network(
   Raises:
     UserError: If there is no checkpoint that can be read.
   """
+  parts = restore_parts(workdir, shapes, shardings, ("params", "batch_stats"))
+  return parts["params"], parts["batch_stats"]
+
+
+def restore_parts(
+  workdir: pathlib.Path, shapes: Any, shardings: Any, names: Sequence[str]
+) -> dict[str, Any]:
+  """Returns parts of the last state that can be read, by name.
+
+  Else as `restore_network`.
+
+  Args:
+    workdir: The work directory.
+    shapes: The state as `jax.eval_shape` gives it.
+    shardings: Where every leaf of it is to lie.
+    names: Of the parts, such as "step".
+
+  Raises:
+    UserError: If there is no checkpoint that can be read.
+  """
   folder = (workdir / "checkpoints").absolute()
   target = _target(
-    {"params": shapes.params, "batch_stats": shapes.batch_stats},
-    {"params": shardings.params, "batch_stats": shardings.batch_stats},
+    {name: getattr(shapes, name) for name in names},
+    {name: getattr(shardings, name) for name in names},
   )
   problem = "there is none; train first, with the same command without --mode"
   for step in sorted(_steps(workdir), reverse=True):
     problem = _problem(folder / str(step))
     if problem is None:
       try:
-        network = ocp.PyTreeCheckpointer().restore(
+        return ocp.PyTreeCheckpointer().restore(
           folder / str(step) / "state",
           args=ocp.args.PyTreeRestore(
             item=target,
@@ -85,7 +106,6 @@ def restore_network(
             partial_restore=True,
           ),
         )
-        return network["params"], network["batch_stats"]
       except Exception as error:  # Orbax has a different one for each case.
         problem = str(error).splitlines()[0]
   raise UserError(f"no checkpoint in {folder} can be read: {problem}")

@@ -32,6 +32,7 @@ from odc_jax.evals.clustering import nmi
 from odc_jax.files import write_whole
 from odc_jax.handover import hand_over
 from odc_jax.health import Health
+from odc_jax.interop import torch as interop
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
 from odc_jax.step_log import NotFiniteError, StepLog
@@ -235,6 +236,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     processes.say(f"going on from step {int(state.step)} of {num_steps}")
   else:
     state = program.init()
+    params, batch_stats = interop.initialize(
+      config, state.params, state.batch_stats, program.shardings
+    )
+    state = state._replace(params=params, batch_stats=batch_stats)
     processes.say(
       f"first clustering: {num_examples} images into "
       f"{config.num_clusters} clusters"
