@@ -54,22 +54,38 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
   step = int(state["step"])
   weights = state_dict(state["params"], state["batch_stats"], step)
   card = model_card.card(config, step, *_numbers(workdir))
-  hub = json.dumps(model_card.timm_config(config), indent=2) + "\n"
+  write_files(folder, weights, model_card.timm_config(config), card)
+  return f"step {step} of {workdir}, written to {folder}"
+
+
+def write_files(
+  folder: pathlib.Path,
+  weights: dict[str, dict[str, np.ndarray]],
+  timm_config: dict[str, Any],
+  card: str,
+) -> None:
+  """Writes the files of an export.
+
+  Args:
+    folder: Made if it is not there.
+    weights: As `state_dict` returns them.
+    timm_config: What becomes `config.json`.
+    card: The model card.
+
+  Raises:
+    UserError: The folder cannot be written to.
+  """
+  neck_and_head = {
+    f"{part}.{name}": array
+    for part in ("neck", "head")
+    for name, array in weights[part].items()
+  }
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in (
       (BACKBONE_FILE, _safetensors(weights["backbone"])),
-      (
-        NECK_AND_HEAD_FILE,
-        _safetensors(
-          {
-            f"{part}.{name}": array
-            for part in ("neck", "head")
-            for name, array in weights[part].items()
-          }
-        ),
-      ),
-      ("config.json", hub.encode()),
+      (NECK_AND_HEAD_FILE, _safetensors(neck_and_head)),
+      ("config.json", (json.dumps(timm_config, indent=2) + "\n").encode()),
       ("README.md", card.encode()),
     ):
       write_whole(folder / name, data)
@@ -77,7 +93,6 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
     raise UserError(
       f"cannot write to {folder}: {error}; choose another --output"
     ) from error
-  return f"step {step} of {workdir}, written to {folder}"
 
 
 def state_dict(

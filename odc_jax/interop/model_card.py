@@ -228,7 +228,8 @@ def _timm_changes(config):
   return [
     *changes,
     f"{first}.conv1 = {_conv(width, width, 1, 1)}",
-    f"{first}.downsample[0] = {_conv(width, wide, 1, 1)}",
+    f"{first}.downsample = torch.nn.Sequential(\n"
+    f"  {_conv(width, wide, 1, 1)}, torch.nn.BatchNorm2d({wide})\n)",
   ]
 
 

@@ -49,8 +49,10 @@ def random_weights(config, seed=0):
     if kind == "kernel":
       fan_in = np.prod(leaf.shape[:-1])
       values = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape)
-    elif kind in ("scale", "var"):
-      values = rng.uniform(0.5, 2 if kind == "var" else 1.5, leaf.shape)
+    elif kind == "var":
+      values = rng.uniform(0.5, 2, leaf.shape)
+    elif kind == "scale":  # such that activations stay near 1
+      values = rng.uniform(0.4, 1, leaf.shape)
     else:
       values = rng.normal(0, 0.3, leaf.shape)
     return values.astype(np.float32)
