@@ -123,6 +123,8 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
 
   # ------------------------------------------------------ work directory ---
   resuming = checkpoint.any_in(workdir)
+  if not resuming:
+    interop.check(config, program.shapes)
   _check_processes(config, train_source, workdir, resuming)
   bad_path = workdir / "bad_images.txt"
   if processes.is_first():
@@ -192,16 +194,21 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
       scalars.update(evaluator.evaluate(config, train, test, clusters))
     return scalars
 
-  def sizes_and_change(state):
-    """Returns the scalars of an epoch's end."""
+  def sizes_and_change(state, step):
+    """Returns the scalars of an epoch's end, or of the first clustering."""
     now = without_padding(method.clusters(state.method))
-    before = without_padding(method.previous_clusters(state.method))
     counts = np.bincount(now, minlength=config.num_clusters)
-    return {
-      "cluster/nmi_previous": nmi(now, before),
+    scalars = {
       "cluster/empty": np.sum(counts == 0),
       "cluster/min_size": np.min(counts),
       "cluster/max_size": np.max(counts),
+    }
+    if not step:
+      return scalars
+    before = without_padding(method.previous_clusters(state.method))
+    return {
+      "cluster/nmi_previous": nmi(now, before),
+      **scalars,
       "cluster/dissolved_epoch": method.dissolved_clusters(state.method),
     }
 
@@ -288,8 +295,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
 
     if epoch_ends or last or stopping:
       with log.between_steps():
-        if epoch_ends and step and "cluster/nmi_previous" not in logged:
-          log.write(step, sizes_and_change(state))
+        # Without training, the first clustering is all that there is to log.
+        mark = "cluster/nmi_previous" if step else "cluster/min_size"
+        if epoch_ends and (step or last) and mark not in logged:
+          log.write(step, sizes_and_change(state, step))
         evaluated = any(name.startswith("eval/") for name in logged)
         due = epoch_ends and step % evaluate_every == 0 and not evaluated
         if (last or (due and evaluators)) and not stopping:

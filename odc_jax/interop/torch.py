@@ -67,6 +67,10 @@ _STEMS = {7: "imagenet", 3: "small"}  # by the size of the first kernel
 
 _MOST_NAMED = 4
 
+# What a run takes over. Not the head: it knows clusters that the run does not
+# have, and officially too starts afresh after the first clustering.
+_TO_START = ("backbone", "neck")
+
 
 class Loaded(NamedTuple):
   """A network that has taken from a file what fits.
@@ -82,6 +86,22 @@ class Loaded(NamedTuple):
   batch_stats: Tree
   parts: tuple[str, ...]
   remarks: tuple[str, ...]
+
+
+def check(config: Config, shapes: Any) -> None:
+  """Raises what `initialize` would, before anything is computed.
+
+  Args:
+    config: An experiment.
+    shapes: With `params` and `batch_stats`, as `jax.eval_shape` gives them.
+
+  Raises:
+    UserError: As `load_into`.
+  """
+  if config.model.weights:
+    load_into(
+      config.model.weights, shapes.params, shapes.batch_stats, _TO_START
+    )
 
 
 def initialize(
@@ -108,9 +128,7 @@ def initialize(
   path = config.model.weights
   if not path:
     return params, batch_stats
-  # Not its head: that knows clusters which this run does not have. Officially
-  # too it starts afresh after the first clustering.
-  loaded = load_into(path, params, batch_stats, ("backbone", "neck"))
+  loaded = load_into(path, params, batch_stats, _TO_START)
   processes.say(f"weights of {' and '.join(loaded.parts)} from {path}")
   for remark in loaded.remarks:
     processes.say(remark)

@@ -11,7 +11,7 @@ import safetensors.numpy
 from odc_jax import UserError
 from odc_jax import state as state_lib
 from odc_jax.interop import export
-from odc_jax.interop.torch import initialize, load_into, read
+from odc_jax.interop.torch import check, initialize, load_into, read
 from tests.interop.networks import (
   assert_equal,
   experiment,
@@ -228,6 +228,7 @@ def test_a_run_starts_with_the_files_backbone_and_neck(
     arrays |= under(f"{part}.", weights)
   started = config.copy_and_resolve_references()
   started.model.weights = str(save(arrays))
+  check(started, state_lib.TrainState(None, *zeros(config), *[None] * 4))
   found, found_stats = initialize(started, params, batch_stats, where)
   for part in ("backbone", "neck"):
     assert_equal(found[part], trained[0][part])
