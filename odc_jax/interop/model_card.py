@@ -48,8 +48,8 @@ def timm_config(config: Config) -> dict[str, Any]:
       "mean": list(config.augment.mean),
       "std": list(config.augment.std),
       "num_classes": 0,
-      # Where it has another number of channels, timm before 1.0.20 or so would
-      # leave it random, with no more than a warning in the log.
+      # Where it takes other than three channels, timm up to 1.0.30 would leave
+      # it random, with no more than a line in the log.
       "first_conv": "conv1" if in_channels == 3 else None,
       "classifier": "fc",
     },
@@ -174,7 +174,7 @@ def _with_timm(config):
 import timm
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()
-# The same by name: timm.create_model({_timm_arguments(config)}, \
+# Before timm 1.0.29: timm.create_model({_timm_arguments(config)}, \
 checkpoint_path="{BACKBONE_FILE}")
 ```
 
