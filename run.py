@@ -2,6 +2,7 @@
 
 python run.py --config=configs/odc_digits.py
 python run.py --mode=assign --workdir=runs/odc_digits --images=new/images
+python run.py --mode=export --workdir=runs/odc_digits
 """
 
 import pathlib
@@ -25,10 +26,11 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "evaluate", "assign", "report", "plan"],
+  ["train", "evaluate", "assign", "export", "report", "plan"],
   "train: train or go on, then evaluate; evaluate: a run's last checkpoint by "
-  "--evals; assign: new --images to the clusters of a finished run; report: "
-  "write report.html anew; plan: print what training will need",
+  "--evals; assign: new --images to the clusters of a finished run; export: "
+  "its network for PyTorch; report: write report.html anew; plan: print what "
+  "training will need",
 )
 EVALS = flags.DEFINE_list(
   "evals",
@@ -39,7 +41,10 @@ IMAGES = flags.DEFINE_string(
   "images", None, "assign: a folder of images, nested or not"
 )
 OUTPUT = flags.DEFINE_string(
-  "output", None, "assign: the file to write; default: WORKDIR/assigned.parquet"
+  "output",
+  None,
+  "assign: the file to write; default: WORKDIR/assigned.parquet. export: the "
+  "folder; default: WORKDIR/export",
 )
 NUM_GROUPS = flags.DEFINE_integer(
   "num_groups",
@@ -80,7 +85,7 @@ START_TIMEOUT = flags.DEFINE_float(
 )
 
 # Modes that need no config, but a work directory.
-_OF_A_RUN = ("evaluate", "assign", "report")
+_OF_A_RUN = ("evaluate", "assign", "export", "report")
 
 
 def main(argv: list[str]) -> None:
@@ -109,6 +114,9 @@ def main(argv: list[str]) -> None:
   if MODE.value == "assign":
     _assign()
     return
+  if MODE.value == "export":
+    _export()
+    return
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
   from odc_jax import evaluate, processes, train
 
@@ -131,7 +139,7 @@ def _check_flags() -> None:
     (IMAGES_PER_SECOND, "plan"),
     (EVALS, "evaluate"),
     (IMAGES, "assign"),
-    (OUTPUT, "assign"),
+    (OUTPUT, "assign", "export"),
     (NUM_GROUPS, "train", "assign", "report"),
   ):
     if flag.value and MODE.value not in modes:
@@ -163,6 +171,19 @@ def _assign() -> None:
   run = trained.Run(workdir)
   path = output.expanduser()
   print(trained.assign_to_file(run, IMAGES.value, path, NUM_GROUPS.value))
+
+
+def _export() -> None:
+  """Writes the network of a run for PyTorch."""
+  import jax
+
+  from odc_jax.interop import export
+
+  if jax.process_count() > 1:
+    raise UserError("--mode=export runs in one process: --num_processes=1")
+  workdir = _workdir()
+  folder = pathlib.Path(OUTPUT.value or workdir / "export").expanduser()
+  print(export.write(workdir, folder))
 
 
 def _report() -> None:

@@ -65,6 +65,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "dropout": 0.5,
       "neck_bn_momentum": 0.1,
       "group_size": 0,
+      # A file to start from, as docs/weights.md has them; "": at random.
+      "weights": "",
     }
   )
   config.odc = ConfigDict(

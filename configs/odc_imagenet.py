@@ -78,6 +78,8 @@ def get_config(variant: str = "") -> ConfigDict:
       # 8 GPUs with 64 images each: the neck's BatchNorm and the loss's
       # normaliser are theirs, the backbone's BatchNorm is synchronised.
       "group_size": 64,
+      # A file to start from, as docs/weights.md has them; "": at random.
+      "weights": "",
     }
   )
   config.odc = ConfigDict(

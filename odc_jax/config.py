@@ -114,6 +114,27 @@ def choose(choices: dict[str, Any], name: str, what: str) -> Any:
   return choices[name]
 
 
+def read(workdir: pathlib.Path) -> Config:
+  """Returns the config that a run was started with, sizes filled in.
+
+  Args:
+    workdir: The work directory.
+
+  Raises:
+    UserError: It holds none, or a damaged one.
+  """
+  path = workdir / "config.json"
+  try:
+    return ConfigDict(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{workdir} holds no run: config.json is missing; train first, with the "
+      "same command without --mode"
+    ) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged: {error}; put it back") from error
+
+
 def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   """Writes `config.json`.
 

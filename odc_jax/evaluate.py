@@ -23,6 +23,7 @@ from odc_jax.evals import EVALS, features
 from odc_jax.evals.features import Features
 from odc_jax.evals.subject import Subject, splits
 from odc_jax.files import write_json
+from odc_jax.interop import torch as interop
 from odc_jax.methods import METHODS
 from odc_jax.program import Program, assemble
 
@@ -218,7 +219,7 @@ def _run(workdir, given: Config | None, names, mesh):
       f"{workdir} holds no checkpoint; train first, or give --config and the "
       "weights of a network as --config.model.weights"
     )
-  of_run = _config_of(workdir) if trained else None
+  of_run = config_lib.read(workdir) if trained else None
   asked: Config = of_run if given is None else given
   data, test_split = asked.data, asked.eval.split
   train = sources.make(data.source, data.split)
@@ -264,11 +265,11 @@ def _run(workdir, given: Config | None, names, mesh):
     del method_state
     processes.say(f"evaluating {workdir} at step {step}")
   else:
-    step = 0
-    from odc_jax.interop import torch as interop_torch
-
-    params, batch_stats = interop_torch.initialize(config, program)
-    processes.say(f"evaluating {config.model.weights}")
+    step, state = 0, program.init()
+    params, batch_stats = interop.initialize(
+      config, state.params, state.batch_stats, program.shardings
+    )
+    del state
 
   total = len(train) + len(test or ())
   with progress.bar(
@@ -294,15 +295,6 @@ def _run(workdir, given: Config | None, names, mesh):
     if len(bad):
       processes.say(f"{bad}, named in {bad_path}")
   return scores
-
-
-def _config_of(workdir) -> Config:
-  """Returns the config that a run was started with."""
-  path = workdir / "config.json"
-  try:
-    return ConfigDict(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read: {error}; put it back") from error
 
 
 def _on_other_data(of_run: Config, given: Config) -> Config:

@@ -31,6 +31,7 @@ from odc_jax.evaluate import Evaluation, evaluators_of
 from odc_jax.files import write_json
 from odc_jax.handover import hand_over
 from odc_jax.health import Health
+from odc_jax.interop import torch as interop
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
 from odc_jax.step_log import NotFiniteError, StepLog
@@ -116,6 +117,8 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
 
   # ------------------------------------------------------ work directory ---
   resuming = checkpoint.any_in(workdir)
+  if not resuming:
+    interop.check(config, program.shapes)
   _check_processes(config, train_source, workdir, resuming)
   if processes.is_first():
     _prepare(workdir, config, train_source.keys, resuming)
@@ -135,16 +138,21 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   def without_padding(assignments):
     return processes.to_host(assignments)[:num_examples]
 
-  def sizes_and_change(state):
-    """Returns the scalars of an epoch's end."""
+  def sizes_and_change(state, step):
+    """Returns the scalars of an epoch's end, or of the first clustering."""
     now = without_padding(method.clusters(state.method))
-    before = without_padding(method.previous_clusters(state.method))
     counts = np.bincount(now, minlength=config.num_clusters)
-    return {
-      "cluster/nmi_previous": nmi(now, before),
+    scalars = {
       "cluster/empty": np.sum(counts == 0),
       "cluster/min_size": np.min(counts),
       "cluster/max_size": np.max(counts),
+    }
+    if not step:
+      return scalars
+    before = without_padding(method.previous_clusters(state.method))
+    return {
+      "cluster/nmi_previous": nmi(now, before),
+      **scalars,
       "cluster/dissolved_epoch": method.dissolved_clusters(state.method),
     }
 
@@ -179,6 +187,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     processes.say(f"going on from step {int(state.step)} of {num_steps}")
   else:
     state = program.init()
+    params, batch_stats = interop.initialize(
+      config, state.params, state.batch_stats, program.shardings
+    )
+    state = state._replace(params=params, batch_stats=batch_stats)
     processes.say(
       f"first clustering: {num_examples} images into "
       f"{config.num_clusters} clusters"
@@ -229,8 +241,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
 
     if epoch_ends or last or stopping:
       with log.between_steps():
-        if epoch_ends and step and "cluster/nmi_previous" not in logged:
-          log.write(step, sizes_and_change(state))
+        # Without training, the first clustering is all that there is to log.
+        mark = "cluster/nmi_previous" if step else "cluster/min_size"
+        if epoch_ends and (step or last) and mark not in logged:
+          log.write(step, sizes_and_change(state, step))
         evaluated = any(name.startswith("eval/") for name in logged)
         due = epoch_ends and step % evaluate_every == 0 and not evaluated
         if (last or (due and evaluation.has_labels())) and not stopping:

@@ -6,7 +6,6 @@ and clusters that new images are assigned to.
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import warnings
@@ -18,12 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
-from ml_collections import ConfigDict
 
 from odc_jax import checkpoint, progress, results
+from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering.pca import PCA
-from odc_jax.config import Config
 from odc_jax.data import loader, sources
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.given import Given
@@ -97,9 +95,7 @@ class Run:
           f"{self.workdir} holds no finished run: {name} is missing; train to "
           "the end first, with --mode=train"
         )
-    self.config: Config = ConfigDict(
-      json.loads((self.workdir / "config.json").read_text())
-    )
+    self.config = config_lib.read(self.workdir)
 
   def clusters(self) -> pa.Table:
     """Returns `clusters.parquet`, a row for every training image.

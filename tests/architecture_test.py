@@ -114,6 +114,20 @@ ALLOWED = {
     "sizes",
     "topology",
   },
+  "interop": {
+    "checkpoint",
+    "config",
+    "data",
+    "errors",
+    "files",
+    "interop",
+    "mesh",
+    "methods",
+    "metrics",
+    "models",
+    "processes",
+    "program",
+  },
   "report": {
     "config",
     "data",
@@ -187,6 +201,8 @@ def test_imports_point_one_way(path):
     ("faiss", "results"),
     ("matplotlib", "report"),
     ("jinja2", "report"),
+    ("safetensors", "interop"),
+    ("torch", "interop"),
   ],
 )
 def test_a_library_is_known_to_one_room(library, owner):

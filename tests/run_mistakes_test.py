@@ -33,6 +33,10 @@ QUICK = "--config=configs/odc_digits.py:quick"
     ),
     ([QUICK, "--config.model.group_size=7"], ["group_size=7"]),
     ([QUICK, "--config.model.name=resnet19"], ["resnet19", "resnet18"]),
+    (
+      [QUICK, "--config.model.weights=/nowhere/weights.pth"],
+      ["/nowhere/weights.pth", "--config.model.weights=FILE"],
+    ),
     ([QUICK, "--config.method=odd"], ["'odd'", "odc"]),
     ([QUICK, "--config.odc.assign_metric=l1"], ["'l1'", "cosine"]),
     ([QUICK, "--config.odc.kmeans_init=best"], ["'best'", "k-means++"]),

@@ -265,3 +265,51 @@ def test_without_comparisons_there_are_clusters_all_the_same(
 def test_every_column_is_explained(workdir):
   names = pq.read_schema(workdir / "clusters.parquet").names
   assert [n for n in table.COLUMNS if n not in names] == ["label"]
+
+
+@pytest.mark.slow
+def test_a_run_without_training_takes_over_the_network_of_another(
+  environment, workdir, images, loaded, tmp_path
+):
+  """Out with --mode=export, in as model.weights, then used like any run."""
+  network, other = tmp_path / "network", tmp_path / "run"
+  status, _, err = run(
+    environment, workdir, "--mode=export", f"--output={network}"
+  )
+  assert status == 0, err
+  status, out, err = run(
+    environment,
+    other,
+    "--config=configs/odc_digits.py:quick",
+    f"--config.data.source=folder:{images}",
+    f"--config.model.weights={network}",
+    "--config.num_clusters=5",
+    "--config.num_epochs=0",
+    "--config.model.width=8",
+    "--config.batch_size=50",
+  )
+  assert status == 0, err
+  assert f"weights of backbone and neck from {network}" in out
+  taken_over = odc_jax.load(other)
+  some = sorted(images.iterdir())[:40]
+  for name in ("features", "embed"):
+    np.testing.assert_allclose(
+      getattr(taken_over, name)(some), getattr(loaded, name)(some), atol=1e-5
+    )
+  # Nothing has moved since the first clustering.
+  described = json.loads((other / "clusters.json").read_text())
+  assert described["agreement"] > 0.95
+  status, _, err = assign(environment, other, f"--images={images}")
+  assert status == 0, err
+  assert columns(other / "assigned.parquet")["key"] == [
+    path.name for path in sorted(images.iterdir())
+  ]
+  for flags in (["--mode=report"], ["--mode=report", "--num_groups=2"]):
+    status, _, err = run(environment, other, *flags)
+    assert status == 0, err
+  # And out again.
+  again = tmp_path / "again"
+  status, _, err = run(environment, other, "--mode=export", f"--output={again}")
+  assert status == 0, err
+  card = " ".join((again / "README.md").read_text().split())
+  assert "has the weights of `network`, not trained further" in card

@@ -1,0 +1,1 @@
+"""Weights both ways between a network here and PyTorch's files."""

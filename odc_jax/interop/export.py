@@ -1,0 +1,146 @@
+"""From a run's last checkpoint to a folder that PyTorch's users can load."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from odc_jax import checkpoint, metrics
+from odc_jax import config as config_lib
+from odc_jax import mesh as mesh_lib
+from odc_jax.errors import UserError
+from odc_jax.files import write_whole
+from odc_jax.interop import model_card, names
+from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.methods import METHODS
+from odc_jax.models.functional import Tree
+from odc_jax.program import assemble
+
+# Which PyTorch's libraries look for.
+_METADATA = {"format": "pt"}
+
+
+def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
+  """Writes the network of a run, finished or not: `--mode=export`.
+
+  Args:
+    workdir: The work directory; nothing in it is changed.
+    folder: Where to write; made if it is not there. Gets `model.safetensors`
+      (the backbone alone), `neck_and_head.safetensors`, `config.json` (timm's)
+      and `README.md` (a model card).
+
+  Returns:
+    What was written, in a sentence.
+
+  Raises:
+    UserError: There is no run or no checkpoint that can be read, or the folder
+      is not one to write to.
+  """
+  config = config_lib.read(workdir)
+  _check_folder(folder)
+  mesh = mesh_lib.make_mesh()
+  with jax.set_mesh(mesh):
+    program = assemble(config, METHODS[config.method], mesh)
+    step, params, batch_stats = checkpoint.restore_parts(
+      workdir,
+      program.shapes,
+      program.shardings,
+      ("step", "params", "batch_stats"),
+    )
+  step = int(step)
+  weights = state_dict(params, batch_stats, step)
+  card = model_card.card(config, step, *_numbers(workdir))
+  write_files(folder, weights, model_card.timm_config(config), card)
+  return f"step {step} of {workdir}, written to {folder}"
+
+
+def write_files(
+  folder: pathlib.Path,
+  weights: dict[str, dict[str, np.ndarray]],
+  timm_config: dict[str, Any],
+  card: str,
+) -> None:
+  """Writes the files of an export.
+
+  Args:
+    folder: Made if it is not there.
+    weights: As `state_dict` returns them.
+    timm_config: What becomes `config.json`.
+    card: The model card.
+
+  Raises:
+    UserError: The folder cannot be written to.
+  """
+  neck_and_head = {
+    f"{part}.{name}": array
+    for part in ("neck", "head")
+    for name, array in weights[part].items()
+  }
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in (
+      (BACKBONE_FILE, _safetensors(weights["backbone"])),
+      (NECK_AND_HEAD_FILE, _safetensors(neck_and_head)),
+      ("config.json", (json.dumps(timm_config, indent=2) + "\n").encode()),
+      ("README.md", card.encode()),
+    ):
+      write_whole(folder / name, data)
+  except OSError as error:
+    raise UserError(
+      f"cannot write to {folder}: {error}; choose another --output"
+    ) from error
+
+
+def state_dict(
+  params: Tree, batch_stats: Tree, step: int
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns a network as PyTorch holds it.
+
+  Args:
+    params: Of the whole network.
+    batch_stats: Likewise.
+    step: Steps trained, which become `num_batches_tracked`.
+
+  Returns:
+    "backbone", "neck" and "head", each name -> array; the backbone's are
+    torchvision's.
+  """
+  parts = {"backbone": {}, "neck": {}, "head": {}}
+  for full_name, leaf in names.by_name(params, batch_stats).items():
+    part, name = full_name.split(".", 1)
+    parts[part][name] = names.to_torch(np.asarray(leaf))
+    if name.endswith("running_var"):
+      counter = name.replace("running_var", "num_batches_tracked")
+      parts[part][counter] = np.array(step, np.int64)
+  return parts
+
+
+def _safetensors(arrays: dict[str, np.ndarray]) -> bytes:
+  return safetensors.numpy.save(dict(sorted(arrays.items())), _METADATA)
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+  """Raises a UserError where something else would be overwritten."""
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"{folder} is a file; choose a folder with --output")
+  # A work directory, or somebody else's model, has one as well.
+  if (folder / "config.json").exists() and not (
+    folder / NECK_AND_HEAD_FILE
+  ).exists():
+    raise UserError(
+      f"{folder} holds a config.json that no export wrote; choose another "
+      "folder with --output"
+    )
+
+
+def _numbers(workdir: pathlib.Path) -> tuple[dict[str, Any], bool]:
+  """Returns the last evaluations, and whether the run has ended."""
+  path = workdir / "summary.json"
+  if path.exists():
+    return json.loads(path.read_text()), True
+  if (workdir / "metrics.jsonl").exists():
+    return metrics.last_values(workdir), False
+  return {}, False

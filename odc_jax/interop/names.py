@@ -1,0 +1,80 @@
+"""A network's arrays under PyTorch's names, in PyTorch's order of axes.
+
+The backbone's names are torchvision's and timm's, which `models/resnet.py`
+shares but for the last part; those of neck and head are OpenSelfSup's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from odc_jax.models.functional import Tree
+
+_LAST = {
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+
+
+def by_name(params: Tree, batch_stats: Tree) -> dict[str, Any]:
+  """Returns the leaves by PyTorch's names, in our order of axes.
+
+  Args:
+    params: Of the whole network.
+    batch_stats: Likewise.
+
+  Returns:
+    Such as "backbone.layer1.0.bn2.running_mean" -> leaf.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path((params, batch_stats))
+  return {_name(path): leaf for path, leaf in leaves}
+
+
+def replace(
+  params: Tree, batch_stats: Tree, leaves: Mapping[str, Any]
+) -> tuple[Tree, Tree]:
+  """Returns the network with some leaves in place of its own.
+
+  Args:
+    params: Of the whole network.
+    batch_stats: Likewise.
+    leaves: As `by_name` returns them, or some of them.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaves.get(_name(path), leaf), (params, batch_stats)
+  )
+
+
+def to_torch(array: np.ndarray) -> np.ndarray:
+  """Returns a leaf in PyTorch's order of axes.
+
+  A kernel [h, w, in, out] becomes [out, in, h, w], a matrix [in, out] becomes
+  [out, in]; vectors stay.
+  """
+  axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+  return np.ascontiguousarray(array if axes is None else array.transpose(axes))
+
+
+def from_torch(array: np.ndarray) -> np.ndarray:
+  """Undoes `to_torch`."""
+  axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+  return np.ascontiguousarray(array if axes is None else array.transpose(axes))
+
+
+def torch_shape(leaf: Any) -> tuple[int, ...]:
+  """Returns the shape that a leaf has in PyTorch."""
+  return to_torch(np.empty(leaf.shape, np.bool_)).shape
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  """Returns the PyTorch name of a leaf of (params, batch_stats)."""
+  *parts, last = [entry.key for entry in path[1:]]
+  name = ".".join([*parts, _LAST[last]])
+  if name.startswith("head.fc."):
+    return name.replace("head.fc.", "head.fc_cls.")
+  return name

@@ -1,0 +1,200 @@
+"""The way out: what --mode=export writes, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from odc_jax import UserError, checkpoint
+from odc_jax import config as config_lib
+from odc_jax import mesh as mesh_lib
+from odc_jax.interop import export, model_card
+from odc_jax.methods import METHODS
+from odc_jax.program import assemble
+from tests.interop.networks import assert_equal, experiment, random_weights
+from tests.program import assert_refused, run
+
+STEP = 56  # two epochs of 28 steps
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+  """A run that has saved a checkpoint and not ended, and what it saved."""
+  workdir = tmp_path_factory.mktemp("begun") / "run"
+  config = experiment(name="resnet18", stem="imagenet", width=4)
+  config = config_lib.resolve(config, 1797, 1)
+  config_lib.write(config, workdir, resuming=False)
+  mesh = mesh_lib.make_mesh(1)
+  with jax.set_mesh(mesh):
+    program = assemble(config, METHODS["odc"], mesh)
+    # Zeros but for the network: drawing all of it takes half a minute.
+    params, batch_stats = random_weights(config)
+    state = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      program.shapes._replace(key=None),
+    )._replace(
+      step=np.int32(STEP),
+      params=params,
+      batch_stats=batch_stats,
+      key=jax.random.key(0),
+    )
+    state = jax.device_put(state, program.shardings)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+    checkpoints.save(state, STEP)
+    checkpoints.close()
+  lines = [
+    {"step": 28, "epoch": 1.0, "time": 1.0, "eval/knn_top1": 0.5},
+    {"step": 56, "epoch": 2.0, "time": 2.0, "eval/knn_top1": 0.625},
+  ]
+  (workdir / "metrics.jsonl").write_text(
+    "".join(json.dumps(line) + "\n" for line in lines)
+  )
+  return workdir, state
+
+
+def test_the_files_hold_the_last_checkpoint(begun, tmp_path):
+  workdir, state = begun
+  folder = tmp_path / "a" / "b"
+  said = export.write(workdir, folder)
+  assert said == f"step {STEP} of {workdir}, written to {folder}"
+  expected = export.state_dict(state.params, state.batch_stats, STEP)
+  backbone = safetensors.numpy.load_file(folder / "model.safetensors")
+  assert_equal(backbone, expected["backbone"])
+  assert backbone["conv1.weight"].shape == (4, 3, 7, 7)
+  others = safetensors.numpy.load_file(folder / "neck_and_head.safetensors")
+  assert {name.split(".")[0] for name in others} == {"neck", "head"}
+  for name, array in others.items():
+    part, name = name.split(".", 1)
+    np.testing.assert_array_equal(array, expected[part][name])
+  hub = json.loads((folder / "config.json").read_text())
+  assert hub["architecture"] == "resnet18"
+  card = (folder / "README.md").read_text()
+  assert "| epochs | 2 (56 steps of 64 images); the run has not ended |" in card
+  assert "| `eval/knn_top1` | 0.625 | kNN top-1" in card
+  # Once more, over itself, and the same.
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  export.write(workdir, folder)
+  assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_command_writes_into_the_work_directory(environment, begun):
+  workdir, state = begun
+  status, out, err = run(environment, workdir, "--mode=export")
+  assert status == 0, err
+  assert f"written to {workdir / 'export'}" in out
+  backbone = safetensors.numpy.load_file(workdir / "export/model.safetensors")
+  np.testing.assert_array_equal(
+    backbone["bn1.weight"], state.params["backbone"]["bn1"]["scale"]
+  )
+  # The run's own config is beside it, and as it was.
+  config = json.loads((workdir / "config.json").read_text())
+  assert config["num_examples"] == 1797
+
+
+def test_mistakes_are_named(environment, begun, tmp_path):
+  workdir, _ = begun
+  none = tmp_path / "none"
+  with pytest.raises(UserError, match=r"none holds no run: config.json"):
+    export.write(none, tmp_path / "out")
+  with pytest.raises(UserError, match="that no export wrote"):
+    export.write(workdir, workdir)
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="file is a file; choose a folder"):
+    export.write(workdir, tmp_path / "file")
+  with pytest.raises(UserError, match="cannot write to"):
+    export.write(workdir, tmp_path / "file" / "folder")
+  none.mkdir()
+  (none / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+    export.write(none, tmp_path / "out")
+  (none / "config.json").write_text("{")
+  with pytest.raises(UserError, match=r"config.json is damaged"):
+    export.write(none, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  assert_refused(
+    run(environment, none, "--mode=report", "--output=x"),
+    "--output needs --mode=assign or export",
+  )
+
+
+def test_timms_config_describes_the_network_and_its_input():
+  config = experiment(name="resnet50", stem="imagenet", width=64)
+  config.data.image_size, config.data.eval_resize = 224, 256
+  found = model_card.timm_config(config)
+  assert found["architecture"] == "resnet50"
+  assert (found["num_classes"], found["num_features"]) == (0, 2048)
+  assert "model_args" not in found
+  described = found["pretrained_cfg"]
+  assert described["input_size"] == [3, 224, 224]
+  assert described["crop_pct"] == 0.875
+  assert described["interpolation"] == "bilinear"
+  assert described["mean"] == list(config.augment.mean)
+  assert described["std"] == list(config.augment.std)
+  assert (described["first_conv"], described["classifier"]) == ("conv1", "fc")
+  narrow = experiment(name="resnet18", stem="imagenet", width=16)
+  narrow.augment.sobel = True
+  found = model_card.timm_config(narrow)
+  assert found["model_args"] == {"channels": [16, 32, 64, 128]}
+  assert found["num_features"] == 128
+  assert found["pretrained_cfg"]["input_size"][0] == 2
+
+
+def test_timm_resizes_as_evaluation_does():
+  """It takes floor(crop / crop_pct) pixels for the short side."""
+  config = experiment()
+  for size in range(8, 400):
+    for resize in (size, size + 1, size * 8 // 7, size * 256 // 224 + 1):
+      config.data.image_size, config.data.eval_resize = size, resize
+      fraction = model_card.timm_config(config)["pretrained_cfg"]["crop_pct"]
+      assert int(size / fraction) == resize
+
+
+def card(config, step=280, numbers=None, finished=True):
+  return model_card.card(config, step, numbers or {}, finished)
+
+
+def test_the_card_says_what_the_network_is():
+  config = experiment(name="resnet50", stem="imagenet", width=64)
+  found = card(config, numbers={"eval/nmi_labels": 0.7, "cluster/empty": 0})
+  header = found.split("---\n")[1]
+  assert "library_name: timm\n" in header
+  assert "\nlicense:" not in header  # is the user's to choose
+  for words in (
+    "# resnet50 by odc on digits",
+    "| clusters | 10 |",
+    "| epochs | 10 (280 steps of 64 images) |",
+    "| features | 2,048, averaged over space |",
+    "| started from | random weights |",
+    '"num_clusters": 10',
+    "arXiv:2006.10645",
+    'timm.create_model("local-dir:.", pretrained=True)',
+    "model = torchvision.models.resnet50()",
+    "transforms.Normalize((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))",
+    "| `eval/nmi_labels` | 0.7 | NMI (arithmetic) of the clusters with",
+  ):
+    assert words in found
+  assert "cluster/empty" not in found
+  assert "obel" not in found.split("## Config")[0].replace("sobel=False", "")
+
+
+def test_the_card_shows_no_path_of_the_machine():
+  config = experiment()
+  config.data.source = "folder:/home/somebody/birds"
+  config.model.weights = "/home/somebody/resnet50.pth"
+  found = card(config, step=0)
+  assert "somebody" not in found
+  assert "of `folder:birds`" in found
+  assert "has the weights of `resnet50.pth`, not trained" in found
+
+
+def test_the_card_says_what_timm_and_torchvision_lack():
+  config = experiment(name="resnet18", stem="small", width=16)
+  config.augment.sobel = True
+  found = card(config)
+  assert "timm has no name for this network" in found
+  assert "torchvision.models" not in found
+  assert "torch.nn.Conv2d(2, 16, 3, 1, 1, bias=False)" in found
+  assert "def sobel(images)" in found
+  assert "None: the images have no labels" in found

@@ -1,0 +1,386 @@
+"""The same features in PyTorch, torchvision and timm, both ways."""
+
+import pathlib
+import pickle
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from odc_jax import UserError
+from odc_jax.data import augment
+from odc_jax.data.decode import resize_center_crop
+from odc_jax.interop import export, model_card
+from odc_jax.interop.torch import load_into, read
+from tests.interop.networks import (
+  assert_equal,
+  experiment,
+  network,
+  random_weights,
+  zeros,
+)
+
+pytestmark = pytest.mark.torch
+
+# Features are means of ReLUs, of the order of 1.
+TOLERANCE = 1e-4
+
+
+def photographs(config):
+  """Returns two photographs as the network takes them, [2, h, w, c]."""
+  pixels = np.stack(
+    [
+      resize_center_crop(image, config.data.eval_resize, config.data.image_size)
+      for image in load_sample_images().images
+    ]
+  )
+  return augment.normalize(config.augment, jnp.asarray(pixels))
+
+
+def outputs_here(config, weights, images):
+  """Returns features, embeddings and logits, on one device."""
+  apply = jax.jit(network(config).apply, static_argnames="train")
+  with jax.default_matmul_precision("highest"):
+    return apply(*weights, images, None, train=False)[0]
+
+
+def for_torch(torch, images):
+  return torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).copy())
+
+
+def assert_close(name, found, expected):
+  """Compares features, and prints how far apart they are."""
+  found, expected = np.asarray(found), np.asarray(expected)
+  scale = float(np.sqrt(np.mean(np.square(expected))))
+  difference = float(np.max(np.abs(found - expected)))
+  print(
+    f"{name}: off by at most {difference:.1e}, root mean square {scale:.2f}"
+  )
+  assert found.shape == expected.shape
+  assert 0.01 < scale < 100
+  assert difference <= TOLERANCE * max(scale, 1)
+
+
+def whole_experiment(name, width=64, stem="imagenet", sobel=False, size=224):
+  config = experiment(name=name, stem=stem, width=width)
+  config.data.image_size, config.data.eval_resize = size, size * 8 // 7
+  config.augment.sobel = sobel
+  config.augment.mean = (0.485, 0.456, 0.406)
+  config.augment.std = (0.229, 0.224, 0.225)
+  return config
+
+
+def write(config, weights, folder):
+  """Writes what an export does, of weights that no run has trained."""
+  arrays = export.state_dict(*weights, 100)
+  card = model_card.card(config, 100, {}, finished=True)
+  export.write_files(folder, arrays, model_card.timm_config(config), card)
+  return card
+
+
+def blocks_of(card):
+  """Returns the pieces of Python in a model card."""
+  return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+def run_block(card, having):
+  """Runs the piece of a model card that has a word, as a reader would."""
+  (block,) = (block for block in blocks_of(card) if having in block)
+  variables = {}
+  exec(block, variables)
+  return variables
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_features_in_timm_torchvision_and_plain_pytorch(torch, tmp_path, name):
+  import timm
+  import torchvision
+  from safetensors.torch import load_file
+
+  config = whole_experiment(name)
+  weights = random_weights(config)
+  write(config, weights, tmp_path)
+  images = photographs(config)
+  expected = outputs_here(config, weights, images).features
+  path = tmp_path / "model.safetensors"
+
+  in_timm = timm.create_model(name, num_classes=0, checkpoint_path=str(path))
+  in_torchvision = getattr(torchvision.models, name)()
+  in_torchvision.fc = torch.nn.Identity()
+  in_torchvision.load_state_dict(load_file(path))
+  with_classifier = getattr(torchvision.models, name)()
+  missing = with_classifier.load_state_dict(load_file(path), strict=False)
+  assert set(missing.missing_keys) == {"fc.weight", "fc.bias"}
+  assert not missing.unexpected_keys
+  plain = plain_resnet(torch, name)
+  plain.load_state_dict(load_file(path))
+  with torch.no_grad():
+    for library, model in (
+      ("timm", in_timm),
+      ("torchvision", in_torchvision),
+      ("PyTorch", plain),
+    ):
+      features = model.eval()(for_torch(torch, images))
+      assert_close(f"{name} in {library}", features, expected)
+
+  loaded = load_into(tmp_path, *zeros(config))
+  assert loaded.parts == ("backbone", "neck", "head")
+  assert_equal(loaded[:2], weights)
+
+
+# Every network that there can be, for the cards' own words.
+CARDS = [
+  {"name": "resnet18"},
+  {"name": "resnet34", "stem": "small", "size": 64},
+  {"name": "resnet50", "sobel": True},
+  {"name": "resnet18", "width": 16, "size": 63},
+  {"name": "resnet18", "width": 16, "stem": "small", "size": 32, "sobel": True},
+  {"name": "resnet50", "width": 16, "stem": "small", "size": 32},
+  {"name": "resnet50", "width": 32, "sobel": True, "size": 96},
+]
+
+
+@pytest.mark.parametrize("model", CARDS, ids=str)
+def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
+  """Its pieces of Python are run, from a photograph to the features."""
+  config = whole_experiment(**model)
+  weights = random_weights(config)
+  card = write(config, weights, tmp_path)
+  monkeypatch.chdir(tmp_path)
+
+  scenes = load_sample_images().images
+  transform = run_block(card, "transforms.Compose")["transform"]
+  images = torch.stack([transform(Image.fromarray(scene)) for scene in scenes])
+  if config.augment.sobel:
+    images = run_block(card, "def sobel")["sobel"](images)
+  expected_images = photographs(config)
+  np.testing.assert_allclose(
+    images.numpy().transpose(0, 2, 3, 1), expected_images, atol=1e-4
+  )
+
+  expected = outputs_here(config, weights, expected_images)
+  libraries = ["timm"]
+  if config.model.width == 64:
+    libraries.append("torchvision")
+  neck = run_block(card, "def embed")
+  with torch.no_grad():
+    for library in libraries:
+      model = run_block(card, f"import {library}\n")["model"]
+      features = model(images)
+      assert_close(library, features, expected.features)
+      embeddings = neck["embed"](features)
+      assert_close("embeddings", embeddings, expected.embeddings)
+      assert_close("scores", neck["scores"](embeddings), expected.logits)
+
+
+@pytest.mark.parametrize("sobel", [False, True])
+def test_timm_finds_everything_in_the_folder(torch, tmp_path, sobel):
+  """Architecture, weights and what to do with a photograph."""
+  import timm
+
+  config = whole_experiment("resnet18", sobel=sobel)
+  weights = random_weights(config)
+  write(config, weights, tmp_path)
+  model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+  assert model.num_classes == 0
+  expected = photographs(config)
+  with torch.no_grad():
+    features = model(for_torch(torch, expected))
+  assert_close(
+    "local-dir", features, outputs_here(config, weights, expected).features
+  )
+  if sobel:
+    return
+  transform = timm.data.create_transform(
+    **timm.data.resolve_model_data_config(model), is_training=False
+  )
+  found = [
+    transform(Image.fromarray(scene)).numpy().transpose(1, 2, 0)
+    for scene in load_sample_images().images
+  ]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  # For fine-tuning: a classifier that is not in the file.
+  classifier = timm.create_model(
+    f"local-dir:{tmp_path}", pretrained=True, num_classes=7
+  )
+  assert classifier(for_torch(torch, expected)).shape == (2, 7)
+  np.testing.assert_array_equal(
+    classifier.conv1.weight.detach(), model.conv1.weight.detach()
+  )
+
+
+def test_timm_refuses_what_it_cannot_build(torch, tmp_path):
+  import timm
+
+  for model in ({"stem": "small"}, {"width": 32}):
+    config = whole_experiment("resnet18", size=32, **model)
+    write(config, random_weights(config), tmp_path)
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+      timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_features_of_their_networks_here(torch, tmp_path, name, library):
+  import timm
+  import torchvision
+
+  torch.manual_seed(0)
+  if library == "timm":
+    theirs = timm.create_model(name, num_classes=5, zero_init_last=False)
+  else:
+    theirs = getattr(torchvision.models, name)(num_classes=5)
+  randomize(torch, theirs)
+  # As torch.save is used: with other things around, and in a wrapper.
+  content = {
+    "epoch": 3,
+    "state_dict": torch.nn.DataParallel(theirs).state_dict(),
+    "optimizer": torch.optim.SGD(theirs.parameters(), 0.1).state_dict(),
+  }
+  path = tmp_path / "checkpoint.pth.tar"
+  torch.save(content, path)
+
+  config = whole_experiment(name)
+  loaded = load_into(path, *zeros(config))
+  assert loaded.parts == ("backbone",)
+  images = photographs(config)
+  features = outputs_here(config, loaded[:2], images).features
+  theirs.fc = torch.nn.Identity()
+  with torch.no_grad():
+    expected = theirs.eval()(for_torch(torch, images))
+  assert_close(f"{library}'s {name} here", features, expected)
+
+
+def test_half_precision_and_old_files_are_read(torch, tmp_path):
+  theirs = plain_resnet(torch, "resnet18").bfloat16()
+  torch.save(theirs.state_dict(), tmp_path / "half.pth")
+  read_back = read(tmp_path / "half.pth")
+  assert read_back["conv1.weight"].dtype == np.float32
+  expected = theirs.conv1.weight.detach().float().numpy()
+  np.testing.assert_array_equal(read_back["conv1.weight"], expected)
+  torch.save(
+    theirs.state_dict(),
+    tmp_path / "old.pt",
+    _use_new_zipfile_serialization=False,
+  )
+  assert read(tmp_path / "old.pt").keys() == read_back.keys()
+
+
+class Touch:
+  """Unpickled, makes a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return pathlib.Path.touch, (self.path,)
+
+
+def test_code_in_a_file_is_not_executed(torch, tmp_path):
+  made = tmp_path / "made"
+  theirs = plain_resnet(torch, "resnet18")
+  content = {"state_dict": theirs.state_dict(), "extra": Touch(made)}
+  # It would work.
+  pickle.loads(pickle.dumps(Touch(made)))
+  assert made.exists()
+  made.unlink()
+  for name, new in (("new.pth", True), ("old.pth", False)):
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError) as caught:
+      read(tmp_path / name)
+    said = str(caught.value)
+    assert "nothing in it was executed" in said
+    assert "weights_only=False" in said
+    assert "\n" not in said
+    assert not made.exists()
+  # Nor is the code of a whole network.
+  torch.save(torch.nn.Sequential(torch.nn.ReLU()), tmp_path / "module.pth")
+  with pytest.raises(UserError, match="nothing in it was executed"):
+    read(tmp_path / "module.pth")
+
+
+def test_what_is_no_file_of_pytorchs_is_refused_in_a_line(torch, tmp_path):
+  path = tmp_path / "weights.pth"
+  torch.save(plain_resnet(torch, "resnet18").state_dict(), path)
+  whole = path.read_bytes()
+  for content in (b"", b"no weights at all", whole[: len(whole) // 2]):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights.pth") as caught:
+      read(path)
+    assert "\n" not in str(caught.value)
+
+
+def randomize(torch, model):
+  """Makes nothing in a network 0 or 1."""
+  with torch.no_grad():
+    for module in model.modules():
+      if isinstance(module, torch.nn.BatchNorm2d):
+        module.weight.uniform_(0.4, 1)
+        module.bias.normal_(0, 0.3)
+        module.running_mean.normal_(0, 0.3)
+        module.running_var.uniform_(0.5, 2)
+
+
+def plain_resnet(torch, name):
+  """Returns a ResNet of nothing but PyTorch, with torchvision's names."""
+  nn = torch.nn
+  bottleneck = name == "resnet50"
+  depths = (2, 2, 2, 2) if name == "resnet18" else (3, 4, 6, 3)
+
+  def conv(channels_in, channels_out, size, stride=1):
+    return nn.Conv2d(
+      channels_in, channels_out, size, stride, size // 2, bias=False
+    )
+
+  class Block(nn.Module):
+    def __init__(self, channels, width, stride):
+      super().__init__()
+      out = width * (4 if bottleneck else 1)
+      layers = (
+        [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+        if bottleneck
+        else [(channels, width, 3, stride), (width, out, 3, 1)]
+      )
+      self.num_layers = len(layers)
+      for i, layer in enumerate(layers, 1):
+        self.add_module(f"conv{i}", conv(*layer))
+        self.add_module(f"bn{i}", nn.BatchNorm2d(layer[1]))
+      self.downsample = nn.Sequential()
+      if stride != 1 or channels != out:
+        self.downsample = nn.Sequential(
+          conv(channels, out, 1, stride), nn.BatchNorm2d(out)
+        )
+
+    def forward(self, x):
+      y = x
+      for i in range(1, self.num_layers + 1):
+        y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+        if i < self.num_layers:
+          y = y.relu()
+      return (y + self.downsample(x)).relu()
+
+  class ResNet(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.conv1, self.bn1 = conv(3, 64, 7, 2), nn.BatchNorm2d(64)
+      channels = 64
+      for i, depth in enumerate(depths):
+        blocks = []
+        for j in range(depth):
+          stride = 2 if i and not j else 1
+          blocks.append(Block(channels, 64 * 2**i, stride))
+          channels = 64 * 2**i * (4 if bottleneck else 1)
+        self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+
+    def forward(self, x):
+      x = self.bn1(self.conv1(x)).relu()
+      x = nn.functional.max_pool2d(x, 3, 2, 1)
+      for i in range(1, 5):
+        x = getattr(self, f"layer{i}")(x)
+      return x.mean((2, 3))
+
+  return ResNet()
