@@ -46,6 +46,7 @@ OFF = {
   "gray": 0.0,
   "blur": 0.0,
   "solarize": 0.0,
+  "lighting": 0.0,
   "sobel": False,
 }
 # Both outcomes of every draw are computed, so that the probability does not
@@ -66,6 +67,7 @@ OPERATIONS = {
   "blur": {"blur": 0.5},
   "solarise": {"solarize": 0.2},
   "translation": {"translate": 8},
+  "lighting": {"lighting": 0.1},
   "sobel": {"sobel": True},
 }
 SWAV = {

@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.4914, 0.4822, 0.4465),
       "std": (0.2023, 0.1994, 0.2010),
       "sobel": False,
@@ -108,6 +109,15 @@ def get_config(variant: str = "") -> ConfigDict:
       "batch_size": 512,
       "knn_k": 20,
       "knn_temperature": 0.07,
+      "linear_learning_rate": 30.0,
+      "linear_epochs": 100,
+      "stages_learning_rate": 0.01,
+      "stages_epochs": 90,
+      "probe_batch_size": 256,
+      "semi_epochs": 20,
+      "semi_learning_rates": (0.001, 0.01, 0.1),
+      "semi_head_multipliers": (1, 10, 100),
+      "semi_lists": ("", ""),
     }
   )
   config.log_every = 50

@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.305, 0.305, 0.305),
       "std": (0.376, 0.376, 0.376),
       "sobel": False,
@@ -100,6 +101,15 @@ def get_config(variant: str = "") -> ConfigDict:
       "batch_size": 256,
       "knn_k": 5,
       "knn_temperature": 0.0,
+      "linear_learning_rate": 30.0,
+      "linear_epochs": 100,
+      "stages_learning_rate": 0.01,
+      "stages_epochs": 90,
+      "probe_batch_size": 256,
+      "semi_epochs": 20,
+      "semi_learning_rates": (0.001, 0.01, 0.1),
+      "semi_head_multipliers": (1, 10, 100),
+      "semi_lists": ("", ""),
     }
   )
   config.log_every = 20

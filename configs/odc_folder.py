@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur": 0.0,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
+      "lighting": 0.0,
       "mean": (0.485, 0.456, 0.406),
       "std": (0.229, 0.224, 0.225),
       "sobel": False,
@@ -106,6 +107,15 @@ def get_config(variant: str = "") -> ConfigDict:
       "batch_size": 512,
       "knn_k": 20,
       "knn_temperature": 0.07,
+      "linear_learning_rate": 30.0,
+      "linear_epochs": 100,
+      "stages_learning_rate": 0.01,
+      "stages_epochs": 90,
+      "probe_batch_size": 256,
+      "semi_epochs": 20,
+      "semi_learning_rates": (0.001, 0.01, 0.1),
+      "semi_head_multipliers": (1, 10, 100),
+      "semi_lists": ("", ""),
     }
   )
   config.log_every = 50

@@ -15,10 +15,19 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 
+# How the colours of ImageNet's pixels vary, in [0, 1]: standard deviations
+# along the principal axes, and these axes as columns over (red, green, blue).
+_COLOR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+_COLOR_AXES = (
+  (-0.5675, 0.7192, 0.4009),
+  (-0.5808, -0.0045, -0.8140),
+  (-0.5836, -0.6948, 0.4203),
+)
 
 # One stream of random numbers per operation: switching one on, or adding one
 # at the end, leaves the others' draws alone.
 _FLIP, _ROTATION, _JITTER, _GRAY, _TRANSLATION, _BLUR, _SOLARIZE = range(7)
+_LIGHTING = 7
 
 
 def augment(
@@ -30,9 +39,9 @@ def augment(
   """Augments one view of a batch and normalises it.
 
   In order: horizontal flip, rotation, colour jitter, grey, blur, solarisation,
-  translation, normalisation, Sobel filter. What happens to an example depends
-  on `key` and its index, not on its place in the batch; a second copy of the
-  same example in a batch draws anew.
+  translation, lighting, normalisation, Sobel filter. What happens to an example
+  depends on `key` and its index, not on its place in the batch; a second copy
+  of the same example in a batch draws anew.
 
   Args:
     config: section with `flip` (probability), `rotation` (greatest angle, in
@@ -41,8 +50,8 @@ def augment(
       0.5), `jitter_p` and `gray` (probabilities), `blur` (probability),
       `blur_sigma` (least and greatest standard deviation, in pixels),
       `solarize` (probability), `translate` (greatest shift in pixels, either
-      way), `mean` and `std` (of values in [0, 1]), `sobel` (whether to end
-      with `sobel`).
+      way), `lighting` (standard deviation of the draws of `light`), `mean` and
+      `std` (of values in [0, 1]), `sobel` (whether to end with `sobel`).
     key: the step's and the view's.
     images: [b, h, w, 3], 0 to 255.
     index: [b], each image's place in the data set.
@@ -110,13 +119,14 @@ def augment_views(
 
 
 def normalize(
-  config: Any, images: UInt8[Array, "b h w 3"]
+  config: Any, images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
 ) -> Float[Array, "b h w c"]:
   """Does to an evaluation image what `augment` ends with.
 
   Args:
     config: section with `mean` and `std`, of values in [0, 1], and `sobel`.
-    images: [b, h, w, 3], 0 to 255.
+    images: [b, h, w, 3], 0 to 255; floats where something has been done to
+      them.
 
   Returns:
     [b, h, w, c], float32; c is 2 with the Sobel filter, else 3.
@@ -339,6 +349,28 @@ def translate(
   return jax.lax.dynamic_slice(padded, start, image.shape)
 
 
+def light(
+  image: Float[Array, "h w 3"], alpha: Float[Array, "3"]
+) -> Float[Array, "h w 3"]:
+  """Shifts the colour along the principal axes of ImageNet's pixels.
+
+  Args:
+    image: 0 to 1.
+    alpha: how far along each axis, in standard deviations of the pixels.
+
+  Returns:
+    The image plus one colour; it may leave [0, 1], as in the original.
+
+  Source: Krizhevsky et al., "ImageNet classification with deep convolutional
+  neural networks", NIPS 2012, section 4.1; numbers of OpenSelfSup
+  datasets/pipelines/transforms.py: Lighting.
+  """
+  along = alpha * jnp.array(_COLOR_DEVIATIONS)
+  # Not a matmul: that would run in bfloat16 on a TPU.
+  shift = jnp.sum(jnp.array(_COLOR_AXES) * along[None, :], axis=1)
+  return image + shift[None, None, :]
+
+
 def sobel(image: Float[Array, "h w 3"]) -> Float[Array, "h w 2"]:
   """Takes the gradients, leftwards and upwards, of the channels' mean.
 
@@ -405,6 +437,8 @@ def _augment_image(config, key, image):
     most = config.translate
     shift = jax.random.randint(stream(_TRANSLATION), (2,), -most, most + 1)
     x = translate(x, shift, most)
+  if config.lighting:
+    x = light(x, config.lighting * jax.random.normal(stream(_LIGHTING), (3,)))
   return _standardize(config, x)
 
 

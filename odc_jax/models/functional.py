@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
 # Nested dicts with strings for keys and arrays for leaves.
 Tree = dict[str, Any]
@@ -34,8 +33,9 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   """Turns a module into pure functions.
 
   Args:
-    make: creates the module, whose call takes images and an `nnx.Rngs` or
-      None. It may hold parameters and batch statistics, nothing else.
+    make: creates the module, whose call takes images (or whatever else) and an
+      `nnx.Rngs` or None. It may hold parameters and batch statistics, nothing
+      else.
 
   Returns:
     Its `init`, `apply` and `apply_part`.
@@ -59,7 +59,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   def apply(
     params: Tree,
     batch_stats: Tree,
-    images: Float[Array, "b h w c"],
+    images: Any,
     key: jax.Array | None,
     train: bool,
   ) -> tuple[Any, Tree]:

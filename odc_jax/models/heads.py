@@ -1,5 +1,6 @@
 """What sits on a backbone: ODC's neck, and linear classifiers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -127,3 +128,52 @@ class LinearHead(nnx.Module):
   def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
     """Returns the logits, float32: [b, d] -> [b, k]."""
     return self.fc(x).astype(jnp.float32)
+
+
+class LinearProbes(nnx.Module):
+  """Linear classifiers side by side, each on features of its own.
+
+  Source: openselfsup `models/heads/multi_cls_head.py: MultiClsHead` where they
+  normalise, `cls_head.py: ClsHead` where they do not.
+  """
+
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    num_classes: int,
+    *,
+    normalize: bool,
+    rngs: nnx.Rngs,
+  ):
+    """Creates them.
+
+    Args:
+      sizes: of the features of each.
+      num_classes: labels, k.
+      normalize: whether a BatchNorm without affine comes first.
+      rngs: source of the initial weights.
+    """
+    self.norms = nnx.List(
+      [norm.BatchNorm(size, affine=False) for size in sizes]
+      if normalize
+      else []
+    )
+    self.heads = nnx.List(
+      [LinearHead(size, num_classes, rngs=rngs) for size in sizes]
+    )
+
+  def __call__(
+    self, features: list[Float[Array, "b _"]], rngs: nnx.Rngs | None = None
+  ) -> list[Float[Array, "b k"]]:
+    """Returns the logits of each.
+
+    Args:
+      features: as many as there are classifiers, [b, d].
+      rngs: not needed.
+    """
+    del rngs
+    if self.norms:
+      features = [
+        normalize(x) for normalize, x in zip(self.norms, features, strict=True)
+      ]
+    return [head(x) for head, x in zip(self.heads, features, strict=True)]

@@ -67,6 +67,33 @@ class Network(nnx.Module):
     return Outputs(features, embeddings, self.head(embeddings))
 
 
+class Classifier(nnx.Module):
+  """A backbone and one linear layer on its pooled last map."""
+
+  def __init__(self, backbone: nnx.Module, head: nnx.Module):
+    """Composes the network.
+
+    Args:
+      backbone: as a `Network`'s.
+      head: features [b, c] -> logits [b, k].
+    """
+    self.backbone = backbone
+    self.head = head
+
+  def __call__(
+    self, images: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None
+  ) -> Float[Array, "b k"]:
+    """Returns the logits, float32.
+
+    Args:
+      images: normalised, [b, h, w, c]; c as the backbone was built for.
+      rngs: not needed.
+    """
+    del rngs
+    last = self.backbone(images)[-1]
+    return self.head(jnp.mean(last, axis=(1, 2), dtype=jnp.float32))
+
+
 def build(
   config: ml_collections.ConfigDict,
   num_clusters: int,
@@ -93,17 +120,8 @@ def build(
   """
   # To a type checker, each value of a ConfigDict may be anything it can hold.
   section: Any = config
-  _check("name", section.name, resnet.RESNETS)
-  _check("stem", section.stem, resnet.STEMS)
-  _check("dtype", section.dtype, DTYPES)
+  backbone = build_backbone(section, rngs, in_channels=in_channels)
   dtype = DTYPES[section.dtype]
-  backbone = resnet.RESNETS[section.name](
-    stem=section.stem,
-    width=section.width,
-    in_channels=in_channels,
-    dtype=dtype,
-    rngs=rngs,
-  )
   neck = heads.NonLinearNeck(
     backbone.num_features,
     section.neck_hidden,
@@ -118,6 +136,61 @@ def build(
     section.embedding_dim, num_clusters, dtype=dtype, rngs=rngs
   )
   return Network(backbone, neck, head)
+
+
+def build_backbone(
+  config: ml_collections.ConfigDict, rngs: nnx.Rngs, *, in_channels: int = 3
+) -> resnet.ResNet:
+  """Builds the backbone that a config describes.
+
+  Args:
+    config: section with the keys `name`, `stem`, `width` and `dtype`.
+    rngs: source of the initial weights.
+    in_channels: channels of the images; 2 behind a Sobel filter.
+
+  Returns:
+    The backbone, in training mode.
+
+  Raises:
+    UserError: if `name`, `stem` or `dtype` is not one that there is.
+  """
+  section: Any = config
+  _check("name", section.name, resnet.RESNETS)
+  _check("stem", section.stem, resnet.STEMS)
+  _check("dtype", section.dtype, DTYPES)
+  return resnet.RESNETS[section.name](
+    stem=section.stem,
+    width=section.width,
+    in_channels=in_channels,
+    dtype=DTYPES[section.dtype],
+    rngs=rngs,
+  )
+
+
+def build_classifier(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  rngs: nnx.Rngs,
+  *,
+  in_channels: int = 3,
+) -> Classifier:
+  """Builds the backbone that a config describes, with a classifier on it.
+
+  Args:
+    config: as for `build_backbone`.
+    num_classes: outputs, k.
+    rngs: source of the initial weights.
+    in_channels: channels of the images; 2 behind a Sobel filter.
+
+  Returns:
+    The network, in training mode.
+
+  Raises:
+    UserError: as for `build_backbone`.
+  """
+  backbone = build_backbone(config, rngs, in_channels=in_channels)
+  head = heads.LinearHead(backbone.num_features, num_classes, rngs=rngs)
+  return Classifier(backbone, head)
 
 
 def _check(key: str, value: str, choices: Iterable[str]) -> None:

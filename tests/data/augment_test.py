@@ -28,6 +28,7 @@ def make_config(**changes):
       "gray",
       "blur",
       "solarize",
+      "lighting",
     ],
     0.0,
   )
@@ -216,6 +217,9 @@ def test_sobel_is_a_correlation_of_the_normalised_mean():
   np.testing.assert_allclose(
     lib.normalize(config, jnp.asarray(images)), want, atol=1e-5
   )
+  np.testing.assert_allclose(
+    lib.normalize(config, jnp.float32(images)), want, atol=1e-5
+  )
   # By hand: a ramp that rises by 1 to the right, a white border beyond none.
   ramp = jnp.broadcast_to(jnp.arange(4.0)[None, :, None], (3, 4, 3))
   got = lib.sobel(ramp)
@@ -311,6 +315,30 @@ def test_jitter_order_is_uniform(monkeypatch):
   assert all(sorted(word) == list("1234") for word in words)
   assert counts.min() > 200 - 60  # over four standard deviations
   assert counts.max() < 200 + 60
+
+
+def test_lighting_moves_the_colour_along_the_axes():
+  image = jnp.asarray(noise(1)[0] / 255, jnp.float32)
+  # One standard deviation along the first axis, which is nearly grey, and
+  # minus two along the second.
+  got = lib.light(image, jnp.array([1.0, -2.0, 0.0])) - image
+  red = 0.2175 * -0.5675 - 2 * 0.0188 * 0.7192
+  green = 0.2175 * -0.5808 - 2 * 0.0188 * -0.0045
+  blue = 0.2175 * -0.5836 - 2 * 0.0188 * -0.6948
+  want = np.broadcast_to([red, green, blue], image.shape)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_lighting_draws_a_colour_for_every_image():
+  images = noise(400, 2, 2)
+  shifts = run(make_config(lighting=0.1), images) - images / 255
+  assert np.ptp(shifts, axis=(1, 2)).max() < 1e-5
+  shifts = shifts[:, 0, 0]
+  # The covariance is that of ImageNet's pixels, times 0.1^2.
+  axes = np.array(lib._COLOR_AXES) * lib._COLOR_DEVIATIONS
+  want = 0.01 * axes @ axes.T
+  np.testing.assert_allclose(np.cov(shifts.T), want, rtol=0.2)
+  np.testing.assert_allclose(shifts.mean(0), 0, atol=0.003)
 
 
 def test_all_of_it_stays_in_range_and_differs_between_examples():
@@ -450,9 +478,11 @@ def test_off_is_the_identity_and_leaves_no_trace():
   )
 
 
-@pytest.mark.parametrize("name", ["blur", "solarize", "sobel"])
+@pytest.mark.parametrize("name", ["blur", "solarize", "lighting", "sobel"])
 def test_on_leaves_a_trace(name):
-  ops = {"blur": "xor", "solarize": "minimum", "sobel": "pad"}
+  ops = {
+    "blur": "xor", "solarize": "minimum", "lighting": "xor", "sobel": "pad",
+  }  # fmt: skip
   value = True if name == "sobel" else 0.5
   assert ops[name] in program(**{name: value})
 
@@ -470,5 +500,8 @@ def test_normalize_subtracts_the_mean_and_divides():
   want = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2.0]
   np.testing.assert_allclose(
     lib.normalize(config, jnp.asarray(images)), want, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    lib.normalize(config, jnp.float32(images)), want, atol=1e-5
   )
   np.testing.assert_allclose(run(config, images), want, atol=1e-5)

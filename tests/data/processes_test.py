@@ -50,6 +50,7 @@ def work(process, count, port, folder, out):
       "blur": 0.5,
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.2,
+      "lighting": 0.1,
       "sobel": False,
       "mean": (0.5, 0.5, 0.5),
       "std": (0.25, 0.25, 0.25),

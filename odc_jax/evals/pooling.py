@@ -1,0 +1,72 @@
+"""The five stages of a backbone, each pooled to about 9,000 numbers.
+
+The classical way to ask where in a network the knowledge lies: a linear
+classifier on every stage, all of them with about as many inputs.
+
+Source: Zhang, Isola & Efros, "Split-brain autoencoders", CVPR 2017, section 4;
+OpenSelfSup configs/benchmarks/linear_classification (`pool_specs`).
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Of the stem and the four stages at 224 pixels: side of the map, then kernel,
+# stride and padding of the official AvgPool2d.
+_OFFICIAL = (
+  (112, 10, 10, 4),
+  (56, 16, 8, 0),
+  (28, 13, 5, 0),
+  (14, 8, 3, 0),
+  (7, 6, 1, 0),
+)
+_MOST_DIMENSIONS = 9216
+
+
+def pool(maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _"]]:
+  """Averages the five maps over windows, and flattens them.
+
+  Maps as large as those of a 224-pixel image get the official windows, which
+  give 12, 6, 4, 3 and 2 places a side: 9216, 9216, 8192, 9216 and 8192 numbers
+  of a ResNet-50. Any other map of s x s x c is divided evenly into the most
+  places a side that keep p^2 c within 9216: p = min(s, floor(sqrt(9216 / c))),
+  as PyTorch's AdaptiveAvgPool2d divides it.
+
+  Args:
+    maps: From the stem's to the last, [b, h, w, c], of any float type.
+
+  Returns:
+    Five arrays [b, h' * w' * c], float32; the channel varies fastest.
+  """
+  pooled = []
+  for stage, x in enumerate(maps):
+    # As products with small matrices: the windows of either kind are products
+    # of intervals, which a matrix holds whatever their sizes.
+    rows = jnp.asarray(_windows(stage, x.shape[1], x.shape[3]))
+    columns = jnp.asarray(_windows(stage, x.shape[2], x.shape[3]))
+    x = x.astype(jnp.float32)
+    x = jnp.einsum("ph,bhwc->bpwc", rows, x, precision="highest")
+    x = jnp.einsum("qw,bpwc->bpqc", columns, x, precision="highest")
+    pooled.append(x.reshape(x.shape[0], -1))
+  return pooled
+
+
+def _windows(stage: int, side: int, channels: int) -> Float[np.ndarray, "p s"]:
+  """Returns the weight of every row of a map in every row that it becomes."""
+  official, kernel, stride, padding = _OFFICIAL[stage]
+  if side == official:
+    starts = range(-padding, side + padding - kernel + 1, stride)
+    # PyTorch counts the padding: a window over the edge sums up to less.
+    windows = [(start, start + kernel, kernel) for start in starts]
+  else:
+    places = min(side, max(1, math.isqrt(_MOST_DIMENSIONS // channels)))
+    edges = [
+      (i * side // places, -(-(i + 1) * side // places)) for i in range(places)
+    ]
+    windows = [(start, stop, stop - start) for start, stop in edges]
+  weights = np.zeros((len(windows), side), np.float32)
+  for row, (start, stop, count) in zip(weights, windows, strict=True):
+    row[max(0, start) : stop] = 1 / count
+  return weights

@@ -1,0 +1,362 @@
+"""Classifiers that learn from labelled images by SGD, and their accuracy.
+
+The batches are those of training, random crops and all, with labels looked up
+by index. The device flips and jitters; what learns and what stays as it is,
+the caller says.
+"""
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from odc_jax import mesh as mesh_lib
+from odc_jax import processes, xla
+from odc_jax.config import Config
+from odc_jax.data import augment, loader
+from odc_jax.data.decode import Crop
+from odc_jax.data.subset import Subset
+from odc_jax.evals.subject import Split, Subject
+from odc_jax.losses import cross_entropy
+
+# Top-5 says nothing where a guess is right half the time.
+_TOP5_CLASSES = 10
+
+
+class Learner(NamedTuple):
+  """Classifiers that learn together, none or more of them on the same images.
+
+  Attributes:
+    apply: (params, batch_stats, frozen, images, train) -> (list of logits
+      [b, k], batch_stats), to be jitted. The images are [b, h, w, 3], 0 to 255,
+      float32; `train` is a Python bool.
+    frozen: What else `apply` needs, and nothing changes.
+  """
+
+  apply: Callable[..., tuple[list[Array], Any]]
+  frozen: Any
+
+
+class Recipe(NamedTuple):
+  """How they learn: SGD, with the rate in steps.
+
+  Attributes:
+    num_epochs: How often they see the images.
+    batch_size: At most; see `batch_size`.
+    weight_decay: Of every parameter.
+    decay_at: At which fractions of the epochs the rate falls.
+    decay_rate: To which fraction of it.
+    nesterov: Which kind of momentum; it is 0.9.
+    jitter: Whether colours are jittered: brightness, contrast and saturation
+      by 0.4, lighting by 0.1.
+  """
+
+  num_epochs: int
+  batch_size: int
+  weight_decay: float
+  decay_at: tuple[float, ...]
+  decay_rate: float
+  nesterov: bool = False
+  jitter: bool = False
+
+
+class Learned(NamedTuple):
+  """What has been learned so far.
+
+  Attributes:
+    params: Of the classifiers.
+    batch_stats: Likewise.
+    losses: The mean of each epoch's steps.
+  """
+
+  params: Any
+  batch_stats: Any
+  losses: list[float]
+
+
+class Score(NamedTuple):
+  """The fraction of images whose label is among the highest logits."""
+
+  top1: float
+  top5: float
+
+
+def num_classes(subject: Subject) -> int:
+  """Returns how many classes the labels of both splits tell apart; 0 for none.
+
+  None as well where either has no label at all: there is nothing to learn from,
+  or nothing to be tested on.
+  """
+  labels = (subject.train.labels, subject.test.labels)
+  if not all(map(len, labels)):
+    return 0
+  return int(max(part.max() for part in labels)) + 1
+
+
+def named(
+  score: Score, what: str, protocol: str, num_classes: int
+) -> Iterator[tuple[str, float]]:
+  """Yields `eval/<what>_top1_<protocol>`, and top-5 of more than ten classes.
+
+  Args:
+    score: The accuracy.
+    what: What was tried.
+    protocol: How.
+    num_classes: How many there are.
+  """
+  yield f"eval/{what}_top1_{protocol}", score.top1
+  if num_classes > _TOP5_CLASSES:
+    yield f"eval/{what}_top5_{protocol}", score.top5
+
+
+def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
+  """Returns the most images that a batch can hold.
+
+  Args:
+    wanted: At most so many, but for what follows.
+    num_images: As many as these, where there are fewer.
+    num_devices: A multiple of these; and two or more, which BatchNorm needs.
+  """
+  most = min(wanted, num_images) // num_devices * num_devices
+  return max(most, num_devices, 2)
+
+
+def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
+  """Returns `train(params, batch_stats, rates, split, after_epoch)`.
+
+  It is compiled once for all its calls. These go through the images in the
+  same order, in the same crops, whatever the rates; an epoch drops the images
+  that do not fill a batch, others each time. An image that cannot be read any
+  more teaches nothing. Its arguments and result:
+
+    params: What the classifiers begin with, a dict.
+    batch_stats: Likewise.
+    rates: The learning rate of every part: of each key of `params`.
+    split: The images, and their labels; one or more.
+    after_epoch: Is given a `Learned` whenever an epoch is over.
+
+  It returns the last `Learned`, and raises `StoppedError` where a signal asks
+  to end meanwhile.
+
+  Args:
+    subject: Reads `config.seed`, `config.augment`, `config.data`; calls
+      `check` once a batch.
+    learner: Who learns.
+    recipe: How.
+  """
+  config, mesh = subject.config, subject.mesh
+  optimizer = optax.chain(
+    optax.add_decayed_weights(recipe.weight_decay),
+    optax.trace(decay=0.9, nesterov=recipe.nesterov),
+  )
+  augmentation = _augmentation(config, recipe.jitter)
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=mesh_lib.replicated(mesh),
+    compiler_options=xla.compiler_options(mesh),
+  )
+  def step(state, frozen, images, index, labels, number, rates):
+    params, batch_stats, opt_state = state
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    images = augment.augment_views(augmentation, key, images, index)[:, 0]
+
+    def loss_function(params):
+      logits, new_stats = learner.apply(
+        params, batch_stats, frozen, 255 * images, True
+      )
+      return sum(_mean_loss(x, labels) for x in logits), new_stats
+
+    (loss, batch_stats), gradients = jax.value_and_grad(
+      loss_function, has_aux=True
+    )(params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    params = {
+      part: jax.tree.map(lambda p, u, rate=rates[part]: p - rate * u, *trees)
+      for part, trees in _pairs(params, updates)
+    }
+    return (params, batch_stats, opt_state), loss
+
+  start = jax.jit(optimizer.init, out_shardings=mesh_lib.replicated(mesh))
+
+  def train(
+    params: Any,
+    batch_stats: Any,
+    rates: Mapping[str, float],
+    split: Split,
+    after_epoch: Callable[[Learned], None] = lambda learned: None,
+  ) -> Learned:
+    rows, labels = split.rows, split.labels
+    size = batch_size(recipe.batch_size, len(rows), mesh.size)
+    # Fewer images than devices: they are repeated.
+    count = max(len(rows), size)
+    rows, labels = np.resize(rows, count), np.resize(labels, count)
+    steps = count // size
+    state = params, batch_stats, start(params)
+    losses: list[float] = []
+    batches = _train_batches(config, Subset(split.source, rows), size)
+    with contextlib.closing(batches):
+      for epoch in range(recipe.num_epochs):
+        now = _rates(recipe, rates, epoch)
+        epoch_losses = []
+        for number in range(epoch * steps, (epoch + 1) * steps):
+          subject.check()
+          batch = next(batches)
+          arrays = processes.to_devices(
+            (batch["image"], batch["index"], _labels(batch, labels)), mesh
+          )
+          state, loss = step(
+            state, learner.frozen, *arrays, np.int32(number), now
+          )
+          epoch_losses.append(loss)
+        losses.append(float(np.mean(jax.device_get(epoch_losses))))
+        after_epoch(Learned(state[0], state[1], list(losses)))
+    return Learned(state[0], state[1], losses)
+
+  return train
+
+
+def scorer(subject: Subject, learner: Learner) -> Callable:
+  """Returns `score(params, batch_stats)` -> a `Score` for every classifier.
+
+  On centre crops of all images of the test set that have a label and can be
+  read. It is compiled once for all its calls, and raises `StoppedError` as
+  `train` does.
+
+  Args:
+    subject: Reads `config.data`, `config.eval.batch_size`; calls `check` once a
+      batch.
+    learner: Who has learned.
+  """
+  config, mesh = subject.config, subject.mesh
+  source = Subset(subject.test.source, subject.test.rows)
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=mesh_lib.replicated(mesh),
+    compiler_options=xla.compiler_options(mesh),
+  )
+  def count(params, batch_stats, frozen, images, labels):
+    images = images.astype(jnp.float32)
+    logits, _ = learner.apply(params, batch_stats, frozen, images, False)
+    found = jnp.stack([hits(x, labels) for x in logits])
+    return found, jnp.sum(labels >= 0)
+
+  def score(params: Any, batch_stats: Any) -> list[Score]:
+    size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    batches = loader.eval_batches(
+      source,
+      batch_size=size,
+      resize=config.data.eval_resize,
+      crop=config.data.image_size,
+      num_threads=config.data.num_threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    counts = []
+    with contextlib.closing(batches):
+      for batch in batches:
+        subject.check()
+        arrays = processes.to_devices((batch["image"], batch["label"]), mesh)
+        counts.append(count(params, batch_stats, learner.frozen, *arrays))
+    counts = jax.device_get(counts)
+    found = np.sum([part for part, _ in counts], axis=0)
+    known = max(1, int(np.sum([part for _, part in counts])))
+    return [Score(*row.tolist()) for row in found / known]
+
+  return score
+
+
+def hits(logits: Float[Array, "b k"], labels: Int[Array, "b"]) -> Array:
+  """Returns how often the label has the highest logit, and one of the five.
+
+  Of equal logits the label's comes last, and a NaN is higher than any: what
+  has diverged is right about nothing.
+
+  Args:
+    logits: [b, k].
+    labels: [b]; -1 for what does not count.
+
+  Returns:
+    int32 [2].
+  """
+  own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)
+  rank = jnp.sum(~(logits < own), axis=1) - 1
+  known = labels >= 0
+  return jnp.stack([jnp.sum(known & (rank < most)) for most in (1, 5)])
+
+
+def _mean_loss(logits, labels):
+  """Returns the cross-entropy of those that have a label; 0 without any."""
+  known = labels >= 0
+  losses = cross_entropy(logits, jnp.maximum(labels, 0))
+  total = jnp.sum(jnp.where(known, losses, 0))
+  return total / jnp.maximum(1, jnp.sum(known))
+
+
+def _pairs(params, updates):
+  return ((part, (params[part], updates[part])) for part in params)
+
+
+def _rates(recipe, rates, epoch):
+  """Returns the learning rate of every part in an epoch."""
+  falls = sum(epoch >= round(at * recipe.num_epochs) for at in recipe.decay_at)
+  factor = recipe.decay_rate**falls
+  return {part: np.float32(factor * rate) for part, rate in rates.items()}
+
+
+def _labels(batch, labels):
+  """Returns the labels of a batch; -1 for what stands in for another image."""
+  bad = [image.index for image in batch["bad"]]
+  found = labels[batch["index"]]
+  return np.where(np.isin(batch["index"], bad), -1, found).astype(np.int32)
+
+
+def _train_batches(config: Config, source, size):
+  data = config.data
+  return loader.train_batches(
+    source,
+    types.SimpleNamespace(
+      # Whatever the training does: each image once an epoch.
+      sampling="permutation",
+      num_threads=data.num_threads,
+      num_workers=data.num_workers,
+      prefetch=data.prefetch,
+    ),
+    batch_size=size,
+    crops=[Crop(data.image_size, data.crop_scale, data.crop_ratio)],
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _augmentation(config: Config, jitter: bool):
+  """Returns what the device does to a crop; it stays between 0 and 1."""
+  strength = 0.4 if jitter else 0.0
+  return types.SimpleNamespace(
+    # Where a mirrored image is another thing, as a digit is, not here either.
+    flip=0.5 if config.augment.flip else 0.0,
+    rotation=0.0,
+    translate=0,
+    jitter_p=1.0,
+    brightness=strength,
+    contrast=strength,
+    saturation=strength,
+    hue=0.0,
+    gray=0.0,
+    blur=0.0,
+    solarize=0.0,
+    lighting=0.1 if jitter else 0.0,
+    # The network normalises, as it does an image that nobody has jittered.
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    sobel=False,
+  )

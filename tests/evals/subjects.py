@@ -1,0 +1,120 @@
+"""A small network and digits, for the tests of evaluators."""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+
+from configs import odc_digits
+from odc_jax import config as config_lib
+from odc_jax import mesh as mesh_lib
+from odc_jax.data import augment, loader, sources
+from odc_jax.data.subset import Subset
+from odc_jax.evals import features
+from odc_jax.evals.subject import Subject, splits
+from odc_jax.methods import METHODS
+from odc_jax.models.functional import functional
+from odc_jax.models.network import build
+from odc_jax.program import assemble
+
+
+@functools.cache
+def digits(mesh, num_train=256, num_test=128, **overrides) -> Subject:
+  """Returns an untrained network, four channels wide, and some of the digits.
+
+  The images of both data sets are real, as are their features. The same
+  arguments return the same object: whoever changes the config takes
+  `with_config`.
+
+  Args:
+    mesh: The devices; the context's.
+    num_train: Images to learn from: the first ones of digits.
+    num_test: Images to be tested on, the next ones; 0 for no test set: then
+      the odd rows of the others.
+    **overrides: Of the config, with __ for the dot: `model__width=8`.
+  """
+  config = odc_digits.get_config("quick")
+  config.model.width = 4
+  config.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in overrides.items()}
+  )
+  config = config_lib.resolve(config, num_train, mesh.size)
+  program = assemble(config, METHODS[config.method], mesh)
+  params, batch_stats = (
+    jax.device_put(_draw(tree), mesh_lib.replicated(mesh))
+    for tree in (program.shapes.params, program.shapes.batch_stats)
+  )
+  network = functional(
+    lambda rngs: build(config.model, config.num_clusters, rngs)
+  )
+  extract = features.extractor(program.forward, mesh)
+
+  def maps(params, batch_stats, images):
+    images = augment.normalize(config.augment, images)
+    return network.apply_part("backbone", params, batch_stats, images)
+
+  def extract_source(source):
+    batches = loader.eval_batches(
+      source,
+      batch_size=128,
+      resize=config.data.eval_resize,
+      crop=config.data.image_size,
+      num_threads=config.data.num_threads,
+    )
+    with contextlib.closing(batches):
+      return extract(params, batch_stats, batches, len(source))
+
+  whole = sources.make("digits")
+  train = Subset(whole, np.arange(num_train))
+  test = None
+  if num_test:
+    test = Subset(whole, np.arange(num_train, num_train + num_test))
+  split = splits(
+    train, extract_source(train), test, test and extract_source(test)
+  )
+  return Subject(
+    config=config,
+    mesh=mesh,
+    params=params,
+    batch_stats=batch_stats,
+    forward=program.forward,
+    maps=maps,
+    train=split[0],
+    test=split[1],
+    clusters=None,
+    check=lambda: None,
+  )
+
+
+def _draw(shapes):
+  """Returns weights as training starts from.
+
+  With NumPy: to compile the initialisation takes fifteen seconds.
+  """
+  rng = np.random.default_rng(0)
+
+  def leaf(path, shape):
+    if path[-1].key == "kernel":
+      fan_in = np.prod(shape.shape[:-1])
+      weights = rng.normal(0, np.sqrt(2 / fan_in), shape.shape)
+    else:
+      value = {"scale": 1, "var": 1, "bias": 0, "mean": 0}[path[-1].key]
+      weights = np.full(shape.shape, value)
+    return weights.astype(shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def with_config(subject: Subject, **overrides) -> Subject:
+  """Returns the subject with another config, and everything else the same."""
+  config = subject.config.copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in overrides.items()}
+  )
+  return subject._replace(config=config)
+
+
+def features_of(split) -> np.ndarray:
+  """Returns the pooled features of the split's images, [m, c]."""
+  return np.asarray(jax.device_get(split.features.features))[split.rows]
