@@ -1,21 +1,34 @@
 """The run's clusters and k-means' against scikit-learn's own numbers."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
 
+from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as lloyd
 from odc_jax.evals import clustering, scores
-from tests.evals.subjects import digits, with_config
+from odc_jax.evals.features import Features
+from tests.evals.features import subject
 
 
-def with_labels(subject, labels):
-  train = subject.train
-  rows = np.flatnonzero(labels >= 0)
-  features = train.features._replace(labels=labels)
-  train = train._replace(features=features, rows=rows, labels=labels[rows])
-  return subject._replace(train=train)
+def digits(mesh, labels=None, clusters=None, **config):
+  """The pixels of 256 digits for features, and their labels or others."""
+  data = load_digits()
+  padded = np.zeros((1024, 64), np.float32)
+  padded[:256] = data.data[:256]
+  # What pad rows hold does not count.
+  padded[256:] = 10 * data.data[256:1024]
+  rows = jax.device_put(padded, mesh_lib.rows(mesh))
+  labels = data.target[:256] if labels is None else labels
+  train = Features(rows, rows, jnp.zeros((0, 256), jnp.int8), labels, {})
+  return subject(train, clusters=clusters, config={"seed": 0, **config})
+
+
+LABELS = load_digits().target[:256]
 
 
 def agreement(labels, clusters):
@@ -30,14 +43,13 @@ def agreement(labels, clusters):
 
 
 def test_the_run_s_clusters_of_the_labelled_images(mesh):
-  subject = digits(mesh, num_test=0)
   rng = np.random.default_rng(0)
-  labels = subject.train.features.labels.copy()
+  labels = LABELS.copy()
   clusters = np.where(rng.random(256) < 0.6, labels, rng.integers(30, size=256))
   # Nobody knows the labels of these; the clusters have some of their own.
   labels[10:40], clusters[10:20] = -1, 29
-  subject = with_labels(subject, labels)._replace(clusters=clusters)
-  found = dict(clustering.evaluate(subject))
+  run = digits(mesh, labels, clusters, num_clusters=30)
+  found = dict(clustering.evaluate(run))
   known = labels >= 0
   expected = agreement(labels[known], clusters[known])
   expected["purity_labels"] = scores.purity(labels[known], clusters[known])
@@ -47,32 +59,26 @@ def test_the_run_s_clusters_of_the_labelled_images(mesh):
 
 
 def test_accuracy_where_there_are_as_many_clusters_as_classes(mesh):
-  subject = digits(mesh)
-  labels = subject.train.features.labels
   # Other names for the classes, and the first quarter wrong.
-  clusters = (labels + 3) % 10
+  clusters = (LABELS + 3) % 10
   clusters[:64] = 3
-  ten = with_config(subject._replace(clusters=clusters), num_clusters=10)
+  ten = digits(mesh, clusters=clusters, num_clusters=10)
   found = dict(clustering.evaluate(ten))
-  wrong = np.sum(labels[:64] != 0)
+  wrong = np.sum(LABELS[:64] != 0)
   assert found["eval/acc_labels"] == pytest.approx(1 - wrong / 256)
-  eleven = with_config(ten, num_clusters=11)
+  eleven = digits(mesh, clusters=clusters, num_clusters=11)
   assert "eval/acc_labels" not in dict(clustering.evaluate(eleven))
 
 
 def test_nothing_without_labels_or_clusters(mesh):
-  subject = digits(mesh)
-  assert subject.clusters is None
-  assert not list(clustering.evaluate(subject))
-  unknown = with_labels(subject, np.full(256, -1, np.int32))
+  assert not list(clustering.evaluate(digits(mesh)))
+  unknown = digits(mesh, np.full(256, -1), np.zeros(256, int), num_clusters=1)
+  assert not list(clustering.evaluate(unknown))
   assert not list(clustering.kmeans(unknown))
-  clusters = np.zeros(256, np.int32)
-  assert not list(clustering.evaluate(unknown._replace(clusters=clusters)))
 
 
 def test_kmeans_is_scikit_learn_s(mesh, monkeypatch):
-  subject = digits(mesh)
-  labels = subject.train.features.labels.copy()
+  labels = LABELS.copy()
   # Clustered, but not compared.
   labels[::9] = -1
   results = []
@@ -82,12 +88,12 @@ def test_kmeans_is_scikit_learn_s(mesh, monkeypatch):
     return results[-1]
 
   monkeypatch.setattr(clustering, "lloyd", keep)
-  found = dict(clustering.kmeans(with_labels(subject, labels)))
+  found = dict(clustering.kmeans(digits(mesh, labels)))
   assert len(results) == 10
   inertias = [float(result.inertia) for result in results]
   assert len(set(inertias)) > 1
 
-  x = np.asarray(subject.train.features.features)[:256]
+  x = load_digits().data[:256]
   x = x / np.linalg.norm(x, axis=1, keepdims=True)
   expected = KMeans(10, n_init=10, random_state=0).fit(x)
   assert min(inertias) == pytest.approx(expected.inertia_, rel=0.02)
@@ -108,10 +114,8 @@ def test_kmeans_is_scikit_learn_s(mesh, monkeypatch):
 
 
 def test_kmeans_is_the_seed_s(mesh):
-  subject = digits(mesh)
   once, again, other = (
-    dict(clustering.kmeans(with_config(subject, seed=seed)))
-    for seed in (1, 1, 2)
+    dict(clustering.kmeans(digits(mesh, seed=seed))) for seed in (1, 1, 2)
   )
   assert once == again
   assert once.keys() == other.keys()
