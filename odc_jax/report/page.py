@@ -149,7 +149,7 @@ def _facts(history: History) -> dict[str, str]:
   }
 
 
-def _numbers(summary: dict[str, float]) -> list[dict[str, str]]:
+def _numbers(summary: dict[str, int | float]) -> list[dict[str, str]]:
   """Returns the headline numbers: scalar, name, value, meaning."""
   found = []
   for scalar, (name, text) in _NUMBERS.items():
@@ -166,7 +166,7 @@ def _numbers(summary: dict[str, float]) -> list[dict[str, str]]:
   return found
 
 
-def _evaluations(summary: dict[str, float]) -> list[tuple[str, str, str]]:
+def _evaluations(summary: dict[str, int | float]) -> list[tuple[str, str, str]]:
   """Returns every evaluation: scalar, value, protocol."""
   return [
     (scalar, f"{value:.4f}", metrics.declared(scalar) or "")
