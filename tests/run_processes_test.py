@@ -5,7 +5,10 @@ import signal
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 
+from odc_jax.interop import export
+from tests.interop.networks import experiment, random_weights
 from tests.program import (
   finish,
   lines_of,
@@ -151,3 +154,36 @@ def test_processes_that_disagree_are_refused(
     assert "Traceback" not in err
   assert words in results[0][2]
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_start_from_the_same_file(environment, tmp_path):
+  weights = tmp_path / "weights.safetensors"
+  config = experiment(name="resnet18", stem="imagenet", width=8)
+  backbone = export.state_dict(*random_weights(config), 0)["backbone"]
+  safetensors.numpy.save_file(backbone, weights)
+  workdir = tmp_path / "run"
+  results = finish(
+    start_together(
+      environment,
+      workdir,
+      2,
+      2,
+      QUICK,
+      "--config.num_epochs=0",
+      "--config.model.width=8",
+      f"--config.model.weights={weights}",
+    )
+  )
+  for status, _, err in results:
+    assert status == 0, err
+  first, second = (out for _, out, _ in results)
+  said = f"weights of backbone from {weights}"
+  assert said in first
+  assert said not in second
+  # Out again, in one process and on other devices.
+  export.write(workdir, tmp_path / "export")
+  kept = safetensors.numpy.load_file(tmp_path / "export/model.safetensors")
+  assert kept.keys() == backbone.keys()
+  for name, array in backbone.items():
+    np.testing.assert_array_equal(kept[name], array, err_msg=name)
