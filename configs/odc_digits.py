@@ -103,11 +103,13 @@ def get_config(variant: str = "") -> ConfigDict:
       "batch_size": 256,
       "knn_k": 5,
       "knn_temperature": 0.0,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
+      # 30 is for ResNet-50 on ImageNet; here it ends at a training loss of 0.7.
+      # Of 0.1, 0.3, 1 and 3 this one has the lowest over the epochs.
+      "linear_learning_rate": 0.3,
+      "linear_epochs": 30,
       "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
+      "stages_epochs": 30,
+      "probe_batch_size": 64,
       "semi_epochs": 20,
       "semi_learning_rates": (0.001, 0.01, 0.1),
       "semi_head_multipliers": (1, 10, 100),

@@ -254,9 +254,8 @@ def regress(
     np.zeros(num_weights + num_classes),
     jac=True,
     method="L-BFGS-B",
-    # A change of the loss that float32 can still tell, and scikit-learn's
-    # tolerance of the gradient.
-    options={"maxiter": _MOST_ITERATIONS, "ftol": 1e-8, "gtol": 1e-4},
+    # As far as float32 can tell one loss from another.
+    options={"maxiter": _MOST_ITERATIONS, "ftol": 1e-9, "gtol": 1e-6},
   )
   return split(found.x)
 

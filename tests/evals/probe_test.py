@@ -232,38 +232,36 @@ def test_top_5_is_named_of_more_than_ten_classes():
 
 def test_flips_and_jitter_reach_the_classifier_in_their_range():
   """A learner that keeps what it is shown."""
+
+  def watch(params, batch_stats, frozen, images, train):
+    logits, _ = guess(params, {}, frozen, images, train)
+    return logits, {"images": images}
+
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):
-    subject = subjects.digits(mesh, num_train=256)
-    shown = {}
-    for flip, jitter in ((0.0, False), (0.3, False), (0.0, True)):
-      config = subjects.with_config(
+    subject = subjects.digits(mesh)
+    shown = []
+    for flip, jitter in ((0.0, False), (0.3, True)):
+      whole = subjects.with_config(
         subject,
         augment__flip=flip,
         data__crop_scale=(1.0, 1.0),
         data__crop_ratio=(1.0, 1.0),
       )
-
-      def watch(params, batch_stats, frozen, images, train):
-        del frozen, train
-        logits, _ = guess(params, {}, (), images, True)
-        return logits, {"images": images}
-
-      learned = learn(
-        config,
-        some(subject.train, 24),
-        RECIPE._replace(num_epochs=1, jitter=jitter),
-        probe.Learner(watch, ()),
-      )
-      shown[flip, jitter] = np.asarray(learned.batch_stats["images"])
-  plain, flipped, jittered = shown.values()
+      recipe = RECIPE._replace(num_epochs=1, jitter=jitter)
+      split = some(subject.train, 24)
+      learned = learn(whole, split, recipe, probe.Learner(watch, ()))
+      shown.append(np.asarray(learned.batch_stats["images"]))
+  plain, jittered = shown
   assert plain.max() == pytest.approx(255)
   assert plain.min() == 0
-  same = np.isclose(plain, flipped, atol=1e-3).all((1, 2, 3))
-  mirrored = np.isclose(plain[:, :, ::-1], flipped, atol=1e-3).all((1, 2, 3))
-  # Half of them, whatever the share in training.
-  assert (same | mirrored).all()
-  assert 5 <= mirrored.sum() <= 19
-  # Grey images: the blends leave them so, the lighting does not.
-  assert np.abs(plain - jittered).max() > 20
-  assert np.ptp(jittered, axis=3).max() > 0.2
+  # Half of them are mirrored, whatever the share in training.
+  mirrored = [
+    np.corrcoef(x[:, ::-1].ravel(), y.ravel())[0, 1]
+    > np.corrcoef(x.ravel(), y.ravel())[0, 1]
+    for x, y in zip(plain, jittered, strict=True)
+  ]
+  assert 5 <= sum(mirrored) <= 19
+  # Brighter or darker; and no longer grey, which only the lighting does.
+  assert np.abs(plain.mean((1, 2, 3)) - jittered.mean((1, 2, 3))).max() > 10
+  assert 0.2 < np.ptp(jittered, axis=3).max() < 20
