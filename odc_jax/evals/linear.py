@@ -83,7 +83,6 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   recipe = probe.Recipe(
     num_epochs=config.linear_epochs,
     batch_size=config.probe_batch_size,
-    weight_decay=0.0,
     decay_at=(0.6, 0.8),
     decay_rate=0.1,
   )
@@ -98,7 +97,7 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
       scores.extend(score(learned.params, learned.batch_stats))
       advance(len(scores))
 
-    train(params, batch_stats, rates, subject.train, after_epoch)
+    train(params, batch_stats, rates, 0.0, subject.train, after_epoch)
   protocol = f"sgd{config.linear_epochs}"
   best = probe.Score(*(max(column) for column in zip(*scores, strict=True)))
   yield from probe.named(scores[-1], "linear", protocol, num_classes)
@@ -127,7 +126,6 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   recipe = probe.Recipe(
     num_epochs=config.stages_epochs,
     batch_size=config.probe_batch_size,
-    weight_decay=1e-4,
     decay_at=(1 / 3, 2 / 3),
     decay_rate=0.1,
     nesterov=True,
@@ -140,6 +138,7 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
       params,
       batch_stats,
       rates,
+      1e-4,
       subject.train,
       lambda learned: advance(len(learned.losses)),
     )
