@@ -78,12 +78,11 @@ def scores(
     recipe = probe.Recipe(
       num_epochs=epochs,
       batch_size=config.batch_size,
-      weight_decay=5e-4,
       decay_at=(0.6, 0.8),
       decay_rate=0.2,
     )
     learned = probe.trainer(random, learner, recipe)(
-      *weights, {"backbone": rate, "head": rate}, random.train
+      *weights, {"backbone": rate, "head": rate}, 5e-4, random.train
     )
     supervised = (
       {**params, "backbone": learned.params["backbone"]},

@@ -151,9 +151,7 @@ class Evaluation:
   def _pass(self, network: tuple[Any, Any], source, bad, advance):
     """Returns the features of a data set."""
     data = self._config.data
-    # The next multiple of the number of devices.
-    devices = self._mesh.size
-    batch_size = -(-self._config.eval.batch_size // devices) * devices
+    batch_size = mesh_lib.divisible(self._config.eval.batch_size, self._mesh)
     batches = loader.eval_batches(
       source,
       batch_size=batch_size,

@@ -70,3 +70,8 @@ def per_shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
   return jax.shard_map(
     f, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
+
+
+def divisible(size: int, mesh: Mesh) -> int:
+  """Returns the next size of a batch that all devices share evenly."""
+  return -(-size // mesh.size) * mesh.size

@@ -140,7 +140,7 @@ def lowered(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
     (state.params, state.batch_stats),
   )
-  batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+  batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
   size = config.data.image_size
   images = jax.ShapeDtypeStruct(
     (batch_size, size, size, 3), jnp.uint8, sharding=rows

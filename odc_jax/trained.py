@@ -248,7 +248,7 @@ class Run:
     done = 0
     batches = loader.eval_batches(
       source,
-      batch_size=-(-batch_size // mesh.size) * mesh.size,
+      batch_size=mesh_lib.divisible(batch_size, mesh),
       resize=self.config.data.eval_resize,
       crop=self.config.data.image_size,
       num_threads=self.config.data.num_threads,

@@ -39,7 +39,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
   ks = [k for k in PUBLISHED_KS if k <= len(train.rows)]
   cosines, classes = nearest(
     train.features.features,
-    _labels(train),
+    train.row_labels(),
     test.features.features,
     test.rows,
     k=max(own.knn_k, *ks, 1),
@@ -52,13 +52,6 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
   yield "eval/knn_top1", top1(own.knn_k, own.knn_temperature)
   for k in ks:
     yield f"eval/knn_top1_k{k}", top1(k, PUBLISHED_TEMPERATURE)
-
-
-def _labels(split):
-  """Returns the labels of all rows, -1 where they are not in the split."""
-  labels = np.full(len(split.features.labels), -1, np.int32)
-  labels[split.rows] = split.labels
-  return labels
 
 
 def nearest(

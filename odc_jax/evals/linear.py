@@ -23,7 +23,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax import processes, progress
 from odc_jax.evals import probe
 from odc_jax.evals.pooling import pool
-from odc_jax.evals.subject import Split, Subject
+from odc_jax.evals.subject import Subject
 from odc_jax.losses import cross_entropy
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
 from odc_jax.models.functional import functional
@@ -50,12 +50,12 @@ def last_lbfgs(subject: Subject) -> Iterator[tuple[str, float]]:
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return
-  x, y = _rows(subject.train)
+  x, y = subject.train.features.features, subject.train.row_labels()
   mean, deviation = _moments(x, y)
   weights, bias = regress(
     x, y, mean, deviation, num_classes, 1 / len(subject.train.rows), subject
   )
-  x, y = _rows(subject.test)
+  x, y = subject.test.features.features, subject.test.row_labels()
   found = np.asarray(_hits(weights, bias, x, y, mean, deviation))
   score = probe.Score(*(found / len(subject.test.rows)).tolist())
   yield from probe.named(score, "linear", "lbfgs", num_classes)
@@ -83,7 +83,6 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   recipe = probe.Recipe(
     num_epochs=config.linear_epochs,
     batch_size=config.probe_batch_size,
-    weight_decay=0.0,
     decay_at=(0.6, 0.8),
     decay_rate=0.1,
   )
@@ -98,7 +97,7 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
       scores.extend(score(learned.params, learned.batch_stats))
       advance(len(scores))
 
-    train(params, batch_stats, rates, subject.train, after_epoch)
+    train(params, batch_stats, rates, 0.0, subject.train, after_epoch)
   protocol = f"sgd{config.linear_epochs}"
   best = probe.Score(*(max(column) for column in zip(*scores, strict=True)))
   yield from probe.named(scores[-1], "linear", protocol, num_classes)
@@ -127,7 +126,6 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   recipe = probe.Recipe(
     num_epochs=config.stages_epochs,
     batch_size=config.probe_batch_size,
-    weight_decay=1e-4,
     decay_at=(1 / 3, 2 / 3),
     decay_rate=0.1,
     nesterov=True,
@@ -140,6 +138,7 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
       params,
       batch_stats,
       rates,
+      1e-4,
       subject.train,
       lambda learned: advance(len(learned.losses)),
     )
@@ -258,14 +257,6 @@ def regress(
     options={"maxiter": _MOST_ITERATIONS, "ftol": 1e-9, "gtol": 1e-6},
   )
   return split(found.x)
-
-
-def _rows(split: Split) -> tuple[Array, Int[np.ndarray, "rows"]]:
-  """Returns the features of a data set, and labels: -1 outside the split."""
-  features = split.features.features
-  labels = np.full(features.shape[0], -1, np.int32)
-  labels[split.rows] = split.labels
-  return features, labels
 
 
 @jax.jit

@@ -50,7 +50,6 @@ class Recipe(NamedTuple):
   Attributes:
     num_epochs: How often they see the images.
     batch_size: At most; see `batch_size`.
-    weight_decay: Of every parameter.
     decay_at: At which fractions of the epochs the rate falls.
     decay_rate: To which fraction of it.
     nesterov: Which kind of momentum; it is 0.9.
@@ -60,7 +59,6 @@ class Recipe(NamedTuple):
 
   num_epochs: int
   batch_size: int
-  weight_decay: float
   decay_at: tuple[float, ...]
   decay_rate: float
   nesterov: bool = False
@@ -129,7 +127,7 @@ def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
 
 
 def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
-  """Returns `train(params, batch_stats, rates, split, after_epoch)`.
+  """Returns `train(params, batch_stats, rates, weight_decay, split, ...)`.
 
   It is compiled once for all its calls. These go through the images in the
   same order, in the same crops, whatever the rates; an epoch drops the images
@@ -139,6 +137,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     params: What the classifiers begin with, a dict.
     batch_stats: Likewise.
     rates: The learning rate of every part: of each key of `params`.
+    weight_decay: Of every parameter.
     split: The images, and their labels; one or more.
     after_epoch: Is given a `Learned` whenever an epoch is over.
 
@@ -152,10 +151,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     recipe: How.
   """
   config, mesh = subject.config, subject.mesh
-  optimizer = optax.chain(
-    optax.add_decayed_weights(recipe.weight_decay),
-    optax.trace(decay=0.9, nesterov=recipe.nesterov),
-  )
+  momentum = optax.trace(decay=0.9, nesterov=recipe.nesterov)
   augmentation = _augmentation(config, recipe.jitter)
 
   @functools.partial(
@@ -163,8 +159,8 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     out_shardings=mesh_lib.replicated(mesh),
     compiler_options=xla.compiler_options(mesh),
   )
-  def step(state, frozen, images, index, labels, number, rates):
-    params, batch_stats, opt_state = state
+  def step(state, frozen, images, index, labels, number, rates, decay):
+    params, batch_stats, velocity = state
     key = jax.random.fold_in(jax.random.key(config.seed), number)
     images = augment.augment_views(augmentation, key, images, index)[:, 0]
 
@@ -177,19 +173,21 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     (loss, batch_stats), gradients = jax.value_and_grad(
       loss_function, has_aux=True
     )(params)
-    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
+    updates, velocity = momentum.update(decayed, velocity)
     params = {
       part: jax.tree.map(lambda p, u, rate=rates[part]: p - rate * u, *trees)
       for part, trees in _pairs(params, updates)
     }
-    return (params, batch_stats, opt_state), loss
+    return (params, batch_stats, velocity), loss
 
-  start = jax.jit(optimizer.init, out_shardings=mesh_lib.replicated(mesh))
+  start = jax.jit(momentum.init, out_shardings=mesh_lib.replicated(mesh))
 
   def train(
     params: Any,
     batch_stats: Any,
     rates: Mapping[str, float],
+    weight_decay: float,
     split: Split,
     after_epoch: Callable[[Learned], None] = lambda learned: None,
   ) -> Learned:
@@ -200,6 +198,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     rows, labels = np.resize(rows, count), np.resize(labels, count)
     steps = count // size
     state = params, batch_stats, start(params)
+    decay = np.float32(weight_decay)
     losses: list[float] = []
     batches = _train_batches(config, Subset(split.source, rows), size)
     with contextlib.closing(batches):
@@ -213,7 +212,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
             (batch["image"], batch["index"], _labels(batch, labels)), mesh
           )
           state, loss = step(
-            state, learner.frozen, *arrays, np.int32(number), now
+            state, learner.frozen, *arrays, np.int32(number), now, decay
           )
           epoch_losses.append(loss)
         losses.append(float(np.mean(jax.device_get(epoch_losses))))
@@ -250,7 +249,7 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
     return found, jnp.sum(labels >= 0)
 
   def score(params: Any, batch_stats: Any) -> list[Score]:
-    size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    size = mesh_lib.divisible(config.eval.batch_size, mesh)
     batches = loader.eval_batches(
       source,
       batch_size=size,

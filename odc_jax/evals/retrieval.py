@@ -53,10 +53,8 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     return
   index = _normalize(train.features.features)
   queries = _normalize(test.features.features)
-  index_labels = np.full(index.shape[0], -1, np.int32)
-  index_labels[train.rows] = train.labels
 
-  search = (index, index_labels, queries)
+  search = (index, train.row_labels(), queries)
   first = first_relevant(*search, rows, labels, subject.check)
   for k in (1, 5, 10):
     yield f"eval/retrieval_recall_at{k}", recall_at(first, k)

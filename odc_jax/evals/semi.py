@@ -69,6 +69,13 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     for part, path in zip(_PARTS, config.semi_lists, strict=True)
   ]
   learner, params, batch_stats = classifier(subject, num_classes)
+  recipe = probe.Recipe(
+    num_epochs=config.semi_epochs,
+    batch_size=config.probe_batch_size,
+    decay_at=(0.6, 0.8),
+    decay_rate=0.2,
+  )
+  train = probe.trainer(subject, learner, recipe)
   score = probe.scorer(subject, learner)
   grid = list(
     itertools.product(config.semi_learning_rates, config.semi_head_multipliers)
@@ -81,20 +88,13 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     epochs = itertools.count(1)
     found = []
     for part, split in zip(_PARTS, splits, strict=True):
-      recipe = probe.Recipe(
-        num_epochs=config.semi_epochs,
-        batch_size=config.probe_batch_size,
-        weight_decay=part.weight_decay,
-        decay_at=(0.6, 0.8),
-        decay_rate=0.2,
-      )
-      train = probe.trainer(subject, learner, recipe)
       scores = []
       for rate, multiplier in grid:
         learned = train(
           params,
           batch_stats,
           {"backbone": rate, "head": rate * multiplier},
+          part.weight_decay,
           split,
           lambda learned: advance(next(epochs)),
         )

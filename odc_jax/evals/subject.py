@@ -27,6 +27,12 @@ class Split(NamedTuple):
   rows: Int[np.ndarray, "m"]
   labels: Int[np.ndarray, "m"]
 
+  def row_labels(self) -> Int[np.ndarray, "rows"]:
+    """Returns a label for every row of the features; -1 outside the split."""
+    labels = np.full(self.features.features.shape[0], -1, np.int32)
+    labels[self.rows] = self.labels
+    return labels
+
 
 class Subject(NamedTuple):
   """A frozen network and the data that evaluators try it on.

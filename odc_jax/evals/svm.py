@@ -191,8 +191,7 @@ def pooled(
     read: the features of the others are zero.
   """
   data, mesh, n = subject.config.data, subject.mesh, len(source)
-  # A multiple of the devices.
-  batch_size = -(-subject.config.eval.batch_size // mesh.size) * mesh.size
+  batch_size = mesh_lib.divisible(subject.config.eval.batch_size, mesh)
   batches = loader.eval_batches(
     source,
     batch_size=batch_size,

@@ -138,10 +138,12 @@ def test_five_stages_are_scored_by_their_running_statistics():
       lambda x: jnp.float32(rng.uniform(0.1, 1, x.shape)), (params, batch_stats)
     )
     scores = probe.scorer(subject, learner)(params, batch_stats)
-    maps = subject.maps(subject.params, subject.batch_stats, images_of(subject))
+    maps = jax.jit(subject.maps)(
+      subject.params, subject.batch_stats, images_of(subject)
+    )
   heads, norms = params["heads"], batch_stats["norms"]
   assert len(maps) == len(heads) == len(norms) == 5
-  for stage, x in enumerate(pool(maps)):
+  for stage, x in enumerate(jax.jit(pool)(maps)):
     head, norm = heads[str(stage)]["fc"], norms[str(stage)]
     x = (x - norm["mean"][None]) / jnp.sqrt(norm["var"][None] + 1e-5)
     logits = np.asarray(x @ head["kernel"] + head["bias"][None])
@@ -149,6 +151,7 @@ def test_five_stages_are_scored_by_their_running_statistics():
     assert scores[stage].top1 == pytest.approx(accuracy, abs=0.01)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_learn_the_same():
   losses = []
   for devices in (1, 8):
@@ -156,9 +159,9 @@ def test_one_and_eight_devices_learn_the_same():
     with jax.set_mesh(mesh):
       subject = subjects.digits(mesh)
       learner, params, batch_stats = linear._last(subject, 10)
-      recipe = probe.Recipe(3, 32, 0.0, (0.5,), 0.1)
+      recipe = probe.Recipe(3, 32, (0.5,), 0.1)
       learned = probe.trainer(subject, learner, recipe)(
-        params, batch_stats, {"heads": 0.002}, subject.train
+        params, batch_stats, {"heads": 0.002}, 0.0, subject.train
       )
       losses.append(learned.losses)
   np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -183,9 +186,9 @@ def test_the_last_epoch_and_the_best_and_nothing_frozen_moves():
     learner, params, batch_stats = linear._last(subject, 10)
     score = probe.scorer(subject, learner)
     tops = []
-    recipe = probe.Recipe(5, 32, 0.0, (0.6, 0.8), 0.1)
+    recipe = probe.Recipe(5, 32, (0.6, 0.8), 0.1)
     probe.trainer(subject, learner, recipe)(
-      params, batch_stats, {"heads": 0.005}, subject.train,
+      params, batch_stats, {"heads": 0.005}, 0.0, subject.train,
       lambda x: tops.append(score(x.params, x.batch_stats)[0].top1),
     )  # fmt: skip
   assert found == {

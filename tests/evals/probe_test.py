@@ -28,7 +28,6 @@ START = {
 RECIPE = probe.Recipe(
   num_epochs=10,
   batch_size=24,
-  weight_decay=0.01,
   decay_at=(0.6, 0.8),
   decay_rate=0.1,
 )
@@ -38,7 +37,7 @@ def learn(subject, split, recipe=RECIPE, learner=GUESS, rates=None, **kwargs):
   rates = {"body": 0.5, "head": 2.0} if rates is None else rates
   train = probe.trainer(subject, learner, recipe)
   params = jax.device_put(START, mesh_lib.replicated(subject.mesh))
-  return train(params, {}, rates, split, **kwargs)
+  return train(params, {}, rates, 0.01, split, **kwargs)
 
 
 def some(split, count):
@@ -59,7 +58,7 @@ def torch_sgd(labels, recipe, rates, falls):
     factor = recipe.decay_rate ** sum(epoch >= fall for fall in falls)
     moved = {}
     for part, now in (("body", body), ("head", head)):
-      gradient = p - frequencies + recipe.weight_decay * now
+      gradient = p - frequencies + 0.01 * now
       velocity[part] = 0.9 * velocity[part] + gradient
       update = velocity[part]
       if recipe.nesterov:
