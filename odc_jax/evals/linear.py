@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, progress
+from odc_jax import processes, progress, xla
 from odc_jax.evals import probe
 from odc_jax.evals.pooling import pool
 from odc_jax.evals.subject import Subject
@@ -198,7 +198,11 @@ def _on(subject, features, num_classes, *, normalize):
     found = features(frozen, images)
     return probes.apply(params, batch_stats, found, None, train)
 
-  init = jax.jit(probes.init, out_shardings=mesh_lib.replicated(subject.mesh))
+  init = jax.jit(
+    probes.init,
+    out_shardings=mesh_lib.replicated(subject.mesh),
+    compiler_options=xla.options_for_once(subject.mesh),
+  )
   params, batch_stats = init(jax.random.key(subject.config.seed))
   return probe.Learner(apply, frozen), params, batch_stats
 

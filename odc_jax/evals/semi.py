@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, progress
+from odc_jax import processes, progress, xla
 from odc_jax.data import augment
 from odc_jax.errors import UserError
 from odc_jax.evals import probe
@@ -129,7 +129,11 @@ def classifier(subject, num_classes):
   head = functional(
     lambda rngs: LinearHead(num_features, num_classes, rngs=rngs)
   )
-  init = jax.jit(head.init, out_shardings=mesh_lib.replicated(subject.mesh))
+  init = jax.jit(
+    head.init,
+    out_shardings=mesh_lib.replicated(subject.mesh),
+    compiler_options=xla.options_for_once(subject.mesh),
+  )
   head_params, _ = init(jax.random.key(config.seed))
   params = {"backbone": subject.params["backbone"], "head": head_params}
   batch_stats = {"backbone": subject.batch_stats["backbone"]}
