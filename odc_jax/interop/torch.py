@@ -240,9 +240,20 @@ def _read_torch(path):
       f"PyTorch is needed to read {path}: pip install torch; or save it as "
       ".safetensors where PyTorch is"
     ) from error
+  arrays = {}
+
+  def walk(name, node):
+    if isinstance(node, Mapping):
+      for key, child in node.items():
+        walk(f"{name}.{key}" if name else str(key), child)
+    elif isinstance(node, torch.Tensor):
+      if node.dtype == torch.bfloat16:  # which NumPy does not have
+        node = node.float()
+      arrays[name] = node.detach().numpy()
+
   try:
     # Unpickling is executing; with this, only what makes tensors is allowed.
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    walk("", torch.load(path, map_location="cpu", weights_only=True))
   except pickle.UnpicklingError as error:
     needs = re.search(r"GLOBAL (\S+)", str(error))
     needs = f" ({needs.group(1)})" if needs else ""
@@ -255,18 +266,6 @@ def _read_torch(path):
   except Exception as error:  # of other formats, or cut short
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UserError(f"{path} cannot be read by PyTorch: {reason}") from error
-  arrays = {}
-
-  def walk(name, node):
-    if isinstance(node, Mapping):
-      for key, child in node.items():
-        walk(f"{name}.{key}" if name else str(key), child)
-    elif isinstance(node, torch.Tensor):
-      if node.dtype == torch.bfloat16:  # which NumPy does not have
-        node = node.float()
-      arrays[name] = node.detach().numpy()
-
-  walk("", content)
   return arrays
 
 
