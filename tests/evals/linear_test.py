@@ -52,7 +52,7 @@ def test_the_optimum_is_scikit_learn_s(mesh):
     "eval/linear_top1_lbfgs": pytest.approx(expected, abs=1e-6)
   }
 
-  features, y = linear._rows(subject.train)
+  features, y = subject.train.features.features, subject.train.row_labels()
   mean, deviation = linear._moments(features, y)
   weights, bias = linear.regress(
     features, y, mean, deviation, 10, 1 / 128, subject
@@ -128,6 +128,7 @@ def images_of(subject):
     return jnp.asarray(next(batches)["image"])
 
 
+@pytest.mark.slow
 def test_five_stages_are_scored_by_their_running_statistics():
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):
@@ -198,6 +199,7 @@ def test_the_last_epoch_and_the_best_and_nothing_frozen_moves():
   assert 0.15 < tops[-1] < max(tops)
 
 
+@pytest.mark.slow
 def test_the_five_stages_have_a_number_each():
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):

@@ -79,7 +79,7 @@ def test_one_and_eight_devices_learn_the_same_and_the_start_stays():
     mesh = mesh_lib.make_mesh(devices)
     with jax.set_mesh(mesh):
       subject = subjects.digits(mesh)
-      learner, params, batch_stats = semi._fresh(subject, 10)
+      learner, params, batch_stats = semi.classifier(subject, 10)
       before = jax.device_get((params, batch_stats))
       train = probe.trainer(subject, learner, probe.Recipe(2, 64, (), 1.0))
       rates = {"backbone": 0.01, "head": 0.1}
@@ -104,7 +104,7 @@ def test_one_and_eight_devices_learn_the_same_and_the_start_stays():
 
 def test_the_fresh_classifier_begins_as_the_network_ends(subject):
   """Its features are the network's: the head alone is new."""
-  learner, params, batch_stats = semi._fresh(subject, 10)
+  learner, params, batch_stats = semi.classifier(subject, 10)
   kernel = np.asarray(params["head"]["fc"]["kernel"])
   assert kernel.std() == pytest.approx(0.01, rel=0.2)
   images = jax.random.randint(jax.random.key(0), (8, 32, 32, 3), 0, 256)
