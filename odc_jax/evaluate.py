@@ -297,12 +297,21 @@ def _run(workdir, given: Config | None, names, mesh):
 
 def _on_other_data(of_run: Config, given: Config) -> Config:
   """Returns the config of a run with another's data and evaluators."""
-  for name in ("method", "model"):
-    if str(of_run[name]) != str(given[name]):
-      raise UserError(
-        f"the run was trained with {name} {of_run[name]}, the config says "
-        f"{given[name]}; give the run's own, or leave --config out"
-      )
+  theirs, ours = (
+    {"method": config.method}
+    | {f"model.{name}": value for name, value in config.model.items()}
+    for config in (of_run, given)
+  )
+  theirs["model.weights"] = given.model.weights  # where it began is no matter
+  differing = [
+    f"{name}={ours.get(name)} is not the run's, {theirs.get(name)}"
+    for name in sorted({*theirs, *ours})
+    if theirs.get(name) != ours.get(name)
+  ]
+  if differing:
+    raise UserError(
+      f"{'; '.join(differing)}: give the run's own config, or none at all"
+    )
   config: Config = ConfigDict(of_run).copy_and_resolve_references()
   with config.unlocked():
     config.data, config.eval = given.data, given.eval

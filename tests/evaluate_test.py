@@ -149,7 +149,7 @@ def test_mistakes(workdir, tmp_path, folder):
     evaluate.run(tmp_path / "none", None, None)
   config = small()
   config.model.width = 8
-  with pytest.raises(UserError, match="trained with model"):
+  with pytest.raises(UserError, match=r"model\.width=8 is not the run's, 4"):
     evaluate.run(workdir, config, None)
   config = small()
   config.data.source = f"folder:{folder / 'test' / '0'}"
