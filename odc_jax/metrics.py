@@ -50,10 +50,14 @@ SCALARS = {
   "one to one; only where there are as many clusters as labels",
   "eval/kmeans_acc_labels": "accuracy, one to one, of k-means on the features, "
   "with as many clusters as labels",
-  "eval/kmeans_nmi_labels": "NMI (arithmetic) of that k-means",
-  "eval/kmeans_nmi_geometric_labels": "NMI (geometric) of that k-means",
-  "eval/kmeans_ami_labels": "adjusted mutual information of that k-means",
-  "eval/kmeans_ari_labels": "adjusted Rand index of that k-means",
+  "eval/kmeans_nmi_labels": "NMI (arithmetic) of k-means on the features "
+  "with the labels",
+  "eval/kmeans_nmi_geometric_labels": "NMI (geometric) of k-means on the "
+  "features with the labels",
+  "eval/kmeans_ami_labels": "adjusted mutual information of k-means on the "
+  "features with the labels",
+  "eval/kmeans_ari_labels": "adjusted Rand index of k-means on the features "
+  "with the labels",
   "eval/retrieval_recall_at#": "test images that have one of their label among "
   "the # most similar training images",
   "eval/retrieval_map": "mean average precision over all training images, "
@@ -61,19 +65,23 @@ SCALARS = {
   "eval/retrieval_map_#q": "mean average precision over all training images, "
   "ranked by similarity to one of # test images",
   "eval/linear_top1_lbfgs": "logistic regression on the pooled features",
-  "eval/linear_top5_lbfgs": "likewise, top-5",
+  "eval/linear_top5_lbfgs": "logistic regression on the pooled features, top-5",
   "eval/linear_top1_sgd#": "linear layer on the pooled features, # epochs of "
   "SGD, the last of them",
-  "eval/linear_top5_sgd#": "likewise, top-5, # epochs",
+  "eval/linear_top5_sgd#": "linear layer on the pooled features, # epochs of "
+  "SGD, the last of them, top-5",
   "eval/linear_top1_sgd#_best": "linear layer on the pooled features, # epochs "
   "of SGD, the best of them on the test set",
-  "eval/linear_top5_sgd#_best": "likewise, top-5, # epochs",
+  "eval/linear_top5_sgd#_best": "linear layer on the pooled features, # epochs "
+  "of SGD, the best of them on the test set, top-5",
   "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to 9,000 "
   "dimensions, # epochs of SGD",
-  "eval/linear_top5_stage#_sgd#": "likewise, top-5, stage #, # epochs",
+  "eval/linear_top5_stage#_sgd#": "linear layer on stage #, pooled to 9,000 "
+  "dimensions, # epochs of SGD, top-5",
   "eval/semi_#pct_top1_best_of_#": "all weights fine-tuned with # % of the "
   "labels, the best on the test set of # settings",
-  "eval/semi_#pct_top5_best_of_#": "likewise, top-5, # %, # settings",
+  "eval/semi_#pct_top5_best_of_#": "all weights fine-tuned with # % of the "
+  "labels, the best on the test set of # settings, top-5",
   "eval/svm_map_cv3": "linear SVMs on the last stage, mean average precision, "
   "costs chosen by cross-validation",
   "eval/low_shot_map_k#_best_c": "linear SVMs from # images of a class, mean "
