@@ -126,8 +126,9 @@ def main(argv: list[str]) -> None:
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
       summary = train.run(CONFIG.value, workdir, NUM_GROUPS.value)
+  width = max(map(len, summary))
   for name, value in summary.items():
-    processes.say(f"{name:28} {value:.4f}")
+    processes.say(f"{name:{width}}  {value:.4f}")
   processes.say(f"written to {workdir}")
 
 
@@ -241,6 +242,9 @@ def _parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     # ml_collections puts a traceback into the message; its last line says it.
     last = str(error).strip().splitlines()[-1].strip("; ")
+    given = any(re.match("--?config(=|$)", arg) for arg in argv)
+    if "'config." in last and not given:
+      last += "; --config.KEY=VALUE needs the config: --config=configs/FILE.py"
     raise UserError(last) from error
   except (AttributeError, KeyError) as error:
     # It names the key that it misses, but not the flag that it came from.

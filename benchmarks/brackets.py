@@ -1,6 +1,6 @@
 """A finished run between a random and a supervised network.
 
-  python -m benchmarks.brackets --workdir RUN [RUN ...] [--evals knn linear ...]
+  python -m benchmarks.brackets --workdir RUN [RUN ...] [--evals=knn,linear]
 
 What a number of an evaluation means shows between two others: that of the same
 network with random weights, and that of the same network trained with all
@@ -16,15 +16,13 @@ import json
 import pathlib
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from odc_jax import checkpoint, processes
+from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.data import sources
 from odc_jax.evals import probe, semi
@@ -36,8 +34,8 @@ from odc_jax.program import assemble
 def scores(
   workdir: pathlib.Path, evals: Sequence[str], epochs: int, rate: float
 ) -> dict[str, dict[str, float]]:
-  """Returns network -> name -> value; "seconds" are those of the evaluators."""
-  config: Any = ConfigDict(json.loads((workdir / "config.json").read_text()))
+  """Returns network -> name -> value."""
+  config = config_lib.read(workdir)
   if evals:
     config.eval.evaluators = tuple(evals)
   mesh = mesh_lib.make_mesh()
@@ -47,7 +45,7 @@ def scores(
     train = sources.make(config.data.source, config.data.split)
     test = None
     if config.eval.split:
-      test = sources.make(config.data.source, config.eval.split)
+      test = sources.make(config.data.source, config.eval.split, train)
     bad_path = pathlib.Path(scratch, "bad_images.txt")
     evaluation = Evaluation(config, program, mesh, train, test, bad_path)
 
@@ -55,15 +53,10 @@ def scores(
       found = evaluation.train_features(params, batch_stats)
       return evaluation.subject(params, batch_stats, found, clusters)
 
-    def tried(subject):
-      begin = time.perf_counter()
-      found = evaluation.scores(subject)
-      return {**found, "seconds": time.perf_counter() - begin}
-
     state = program.init()
     params, batch_stats = state.params, state.batch_stats
     random = subject(params, batch_stats)
-    found = {"random": tried(random)}
+    found = {"random": evaluation.scores(random)}
 
     trained, trained_stats, method_state = checkpoint.restore_parts(
       workdir,
@@ -72,7 +65,9 @@ def scores(
       ("params", "batch_stats", "method"),
     )
     clusters = processes.to_host(method.clusters(method_state))[: len(train)]
-    found["learned"] = tried(subject(trained, trained_stats, clusters))
+    found["learned"] = evaluation.scores(
+      subject(trained, trained_stats, clusters)
+    )
 
     learner, *weights = semi.classifier(random, probe.num_classes(random))
     recipe = probe.Recipe(
@@ -88,7 +83,7 @@ def scores(
       {**params, "backbone": learned.params["backbone"]},
       {**batch_stats, "backbone": learned.batch_stats["backbone"]},
     )
-    found["supervised"] = tried(subject(*supervised))
+    found["supervised"] = evaluation.scores(subject(*supervised))
     found["supervised"]["train loss"] = learned.losses[-1]
   return found
 
@@ -99,7 +94,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--workdir", nargs="+", type=pathlib.Path, required=True)
-  parser.add_argument("--evals", nargs="+", default=[])
+  parser.add_argument("--evals", type=lambda text: text.split(","), default=[])
   parser.add_argument("--epochs", type=int, default=50)
   parser.add_argument("--learning-rate", type=float, default=0.05)
   args = parser.parse_args()

@@ -26,6 +26,11 @@ _LEAST = {
   "data.prefetch": 1,
   "eval.every_epochs": 1,
   "eval.batch_size": 1,
+  "eval.knn_k": 1,
+  "eval.linear_epochs": 1,
+  "eval.stages_epochs": 1,
+  "eval.probe_batch_size": 1,
+  "eval.semi_epochs": 1,
   "model.width": 1,
 }
 _ON_NAN = ("stop", "rollback")
@@ -57,16 +62,7 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
     UserError: If the sizes do not go together.
   """
   source, batch_size = config.data.source, config.batch_size
-  for name, least in _LEAST.items():
-    if (value := _value(config, name)) < least:
-      raise UserError(f"{name}={value} is less than {least}: --config.{name}")
-  for name in _PAIRS:
-    value = _value(config, name)
-    if len(value) != 2 or not 0 < value[0] <= value[1]:
-      raise UserError(
-        f"{name}={value} is no pair of a least and a greatest value above 0; "
-        f"set both: --config.{name}=(a,b)"
-      )
+  check_values(config)
   if config.on_nan not in _ON_NAN:
     raise UserError(
       f"unknown on_nan {config.on_nan!r}; choose {' or '.join(_ON_NAN)}"
@@ -101,6 +97,20 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
   with config.unlocked():
     config.num_examples = num_examples
   return config
+
+
+def check_values(config: Config) -> None:
+  """Raises a UserError where a number makes no sense, whatever the data."""
+  for name, least in _LEAST.items():
+    if (value := _value(config, name)) < least:
+      raise UserError(f"{name}={value} is less than {least}: --config.{name}")
+  for name in _PAIRS:
+    value = _value(config, name)
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+      raise UserError(
+        f"{name}={value} is no pair of a least and a greatest value above 0; "
+        f"set both: --config.{name}=(a,b)"
+      )
 
 
 def choose(choices: dict[str, Any], name: str, what: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -16,7 +17,7 @@ from odc_jax import checkpoint, metrics, processes, progress, sizes
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
-from odc_jax.data import loader, sources
+from odc_jax.data import folder, loader, sources
 from odc_jax.data.bad_images import BadImages
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS, features
@@ -65,7 +66,7 @@ class Evaluation:
     """
     self._config, self._program, self._mesh = config, program, mesh
     self._train, self._test, self._check = train, test, check
-    self._evaluators = evaluators_of(config)
+    self._evaluators = evaluators_of(config.eval.evaluators)
     self._extract = features.extractor(program.forward, mesh)
     self.bad_train, self.bad_test = (
       BadImages(bad_path, name, size, config.data, processes.is_first())
@@ -136,17 +137,27 @@ class Evaluation:
       self._check,
     )
 
-  def scores(self, subject: Subject) -> dict[str, float]:
+  def scores(
+    self,
+    subject: Subject,
+    after_each: Callable[[str, dict[str, float]], None] = lambda *found: None,
+  ) -> dict[str, float]:
     """Returns what the config's evaluators find.
+
+    Args:
+      subject: What they are given.
+      after_each: Is told the name of every evaluator, and what it has found.
 
     Raises:
       StoppedError: If `check` does.
       UserError: As the evaluators.
     """
-    found = {}
-    for evaluate in self._evaluators:
-      found.update(evaluate(subject))
-    return found
+    scores = {}
+    for name, evaluate in self._evaluators.items():
+      found = dict(evaluate(subject))
+      after_each(name, found)
+      scores |= found
+    return scores
 
   def _pass(self, network: tuple[Any, Any], source, bad, advance):
     """Returns the features of a data set."""
@@ -172,19 +183,26 @@ class Evaluation:
     with contextlib.closing(batches):
       found = self._extract(*network, readable(), len(source))
     bad.exchange(processes.gather)
+    if not _all_finite(found.features):
+      raise UserError(
+        "the network's features are not finite: it has diverged, or its "
+        "weights are damaged; go back to an earlier checkpoint or file"
+      )
     return found
 
 
-def evaluators_of(config: Config) -> list[Callable[..., Any]]:
-  """Returns the functions that a config names.
+@jax.jit
+def _all_finite(features):
+  return mesh_lib.replicate(jnp.all(jnp.isfinite(features)))
+
+
+def evaluators_of(names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+  """Returns the functions that are named.
 
   Raises:
     UserError: There is no such evaluator.
   """
-  return [
-    config_lib.choose(EVALS, name, "evaluator")
-    for name in config.eval.evaluators
-  ]
+  return {name: config_lib.choose(EVALS, name, "evaluator") for name in names}
 
 
 def run(
@@ -217,11 +235,12 @@ def _run(workdir, given: Config | None, names, mesh):
       f"{workdir} holds no checkpoint; train first, or give --config and the "
       "weights of a network as --config.model.weights"
     )
+  evaluators_of(names or ())  # a mistake shows before anything is opened
   of_run = config_lib.read(workdir) if trained else None
   asked: Config = of_run if given is None else given
   data, test_split = asked.data, asked.eval.split
   train = sources.make(data.source, data.split)
-  test = sources.make(data.source, test_split) if test_split else None
+  test = sources.make(data.source, test_split, train) if test_split else None
   if of_run is None:
     assert given is not None  # or there would be a checkpoint
     config = _without_run(given, len(train), mesh.size)
@@ -232,6 +251,7 @@ def _run(workdir, given: Config | None, names, mesh):
       config.eval.evaluators = tuple(names)
   if not config.eval.evaluators:
     raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
+  config_lib.check_values(config)
   processes.check_equal(
     {
       **config_lib.identity(json.loads(config.to_json())),
@@ -258,7 +278,7 @@ def _run(workdir, given: Config | None, names, mesh):
     step, params, batch_stats, method_state = checkpoint.restore_parts(
       workdir, program.shapes, program.shardings, _OF_RUN
     )
-    if _images_of(config) == _images_of(of_run):
+    if _has_images_of(of_run, workdir, train, config):
       clusters = processes.to_host(method.clusters(method_state))[: len(train)]
     del method_state
     processes.say(f"evaluating {workdir} at step {step}")
@@ -281,14 +301,28 @@ def _run(workdir, given: Config | None, names, mesh):
       clusters,
       lambda done: advance(len(train) + done),
     )
-  scores = evaluation.scores(subject)
+  about = {"step": int(step), **_protocol(config)}
+  # In the summary stands what was found as the run itself would find it.
+  about["of_run"] = clusters is not None and _protocol(config) == _protocol(
+    of_run
+  )
+
+  def write(name, found):
+    if not found:
+      processes.say(
+        f"{name}: nothing to compare with here; left out"
+        if name != "clustering" or clusters is not None
+        else "clustering: the run has no clusters of these images; left out"
+      )
+    elif processes.is_first():
+      _write(workdir, about, found)
+
+  scores = evaluation.scores(subject, write)
   if not scores:
     raise UserError(
       f"{', '.join(config.eval.evaluators)}: nothing to compare with in "
       f"{data.source}; choose other evaluators with --evals"
     )
-  if processes.is_first():
-    _write(workdir, int(step), scores)
   for bad in (evaluation.bad_train, evaluation.bad_test):
     if len(bad):
       processes.say(f"{bad}, named in {bad_path}")
@@ -333,20 +367,57 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
   return config_lib.resolve(config, num_examples, num_devices)
 
 
-def _images_of(config: Config):
-  return config.data.source, config.data.split
+def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
+  """Returns whether the training set is the one that a run has clusters of.
+
+  Raises:
+    UserError: It is where that was, but its images are others.
+  """
+  same_place = all(
+    config.data[key] == of_run.data[key] for key in ("source", "split")
+  )
+  path = workdir / "images.txt"
+  if train.keys is None or not path.exists():
+    return same_place and len(train) == of_run.num_examples
+  try:
+    folder.check_list(path, train.keys)
+  except UserError:
+    if same_place:
+      raise
+    return False
+  return True
 
 
-def _write(workdir, step, scores):
-  """Adds to what is known of the same network."""
+def _protocol(config: Config) -> dict[str, Any]:
+  """Returns what the names of the numbers do not say of how they came about."""
+  return {
+    "source": config.data.source,
+    "split": config.data.split,
+    "test_split": config.eval.split,
+    "image_size": config.data.image_size,
+    "eval_resize": config.data.eval_resize,
+    "knn_k": config.eval.knn_k,
+    "knn_temperature": config.eval.knn_temperature,
+    "weights": config.model.weights,
+  }
+
+
+def _write(workdir, about, scores):
+  """Adds numbers to those of the same checkpoint, images and protocol."""
   path = workdir / metrics.EVALUATION
-  known = {}
+  known = []
   with contextlib.suppress(OSError, ValueError):
     known = json.loads(path.read_text())
-  if known.get("step") != step:
-    known = {"step": step}
-  write_json(path, {**known, **scores}, indent=2)
+  entry = {**about, "scores": {}}
+  kept = []
+  for other in known:
+    if {**other, "scores": {}} == entry:
+      entry = other
+    elif other["step"] == about["step"]:
+      kept.append(other)
+  entry["scores"].update(scores)
+  write_json(path, [*kept, entry], indent=2)
   # Of a run that goes on, the end of it writes the summary.
   path = workdir / "summary.json"
-  if path.exists() or not (workdir / "metrics.jsonl").exists():
+  if path.exists():
     write_json(path, metrics.last_values(workdir), indent=2)

@@ -13,7 +13,9 @@ from odc_jax import progress
 from odc_jax.files import write_whole
 from odc_jax.health import Finding, Health
 
-# What `--mode=evaluate` leaves: {"step": s, "eval/...": value, ...}.
+# What `--mode=evaluate` leaves, a list of {"step": of which checkpoint,
+# "source" and others: on which images and how, "of_run": whether as the run
+# itself evaluates, "scores": {"eval/...": value}}.
 EVALUATION = "evaluation.json"
 
 # Every scalar that a run can log; # stands for any number. Names are a
@@ -270,7 +272,8 @@ def declared(name: str) -> str | None:
 def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
   """Returns the last value of every evaluation and cluster scalar so far.
 
-  Evaluations after the run count as long as no step came after them.
+  Evaluations after the run count where they are of its last checkpoint and of
+  its own images.
   """
   values, step = {}, 0
   lines = []
@@ -278,9 +281,9 @@ def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
     lines = [json.loads(line) for line in _whole_lines(path)]
     step = max((line["step"] for line in lines), default=0)
   if (path := workdir / EVALUATION).exists():
-    line = json.loads(path.read_text())
-    if line["step"] >= step:
-      lines.append(line)
+    for entry in json.loads(path.read_text()):
+      if entry["of_run"] and entry["step"] >= step:
+        lines.append(entry["scores"])
   for line in lines:
     for name, value in line.items():
       if name.startswith(("eval/", "cluster/")):

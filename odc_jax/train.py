@@ -87,10 +87,10 @@ def run(
 def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # ---------------------------------------------------------------- data ---
   method = config_lib.choose(METHODS, config.method, "method")
-  evaluators_of(config)  # or a mistake would show much later
+  evaluators_of(config.eval.evaluators)  # or a mistake would show much later
   train_source = sources.make(config.data.source, config.data.split)
   test_source = (
-    sources.make(config.data.source, config.eval.split)
+    sources.make(config.data.source, config.eval.split, train_source)
     if config.eval.split
     else None
   )

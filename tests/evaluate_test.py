@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,6 +56,10 @@ def scores_in(path):
   return {k: v for k, v in values.items() if k.startswith("eval/")}
 
 
+def evaluations_in(workdir):
+  return json.loads((workdir / "evaluation.json").read_text())
+
+
 def on_folder(folder):
   config = small()
   config.data.source = f"folder:{folder}"
@@ -65,7 +71,9 @@ def test_the_last_checkpoint_has_the_scores_that_the_run_ended_with(workdir):
   ended_with = scores_in(workdir / "summary.json")
   assert {"eval/knn_top1", "eval/knn_top1_k200"} <= set(ended_with)
   assert evaluate.run(workdir, None, None) == pytest.approx(ended_with)
-  assert scores_in(workdir / "evaluation.json") == pytest.approx(ended_with)
+  (entry,) = evaluations_in(workdir)
+  assert entry["scores"] == pytest.approx(ended_with)
+  assert entry["of_run"]
 
 
 def test_evaluations_add_up(workdir):
@@ -77,7 +85,8 @@ def test_evaluations_add_up(workdir):
   assert set(found) == {name for name in ended_with if "labels" in name}
   found |= evaluate.run(workdir, None, ["knn"])
   assert found == pytest.approx(ended_with)
-  assert scores_in(workdir / "evaluation.json") == found
+  (entry,) = evaluations_in(workdir)
+  assert entry["scores"] == found
   summary = json.loads((workdir / "summary.json").read_text())
   # With what the log knows, such as the sizes of the clusters.
   assert summary == metrics.last_values(workdir)
@@ -94,11 +103,80 @@ def test_other_images_have_no_clusters(workdir, folder):
   }
   # Three classes of digits, which any network tells apart better than chance.
   assert found["eval/knn_top1"] > 0.6
+  # They are kept with the images that they belong to, and in no summary.
+  (entry,) = evaluations_in(workdir)
+  assert entry["scores"] == found
+  assert (entry["source"], entry["split"]) == (f"folder:{folder}", "train")
+  assert not entry["of_run"]
+  own = scores_in(workdir / "summary.json")
+  assert own["eval/knn_top1"] != found["eval/knn_top1"]
+  evaluate.run(workdir, None, ["knn"])
+  assert [one["of_run"] for one in evaluations_in(workdir)] == [False, True]
+
+
+def test_labels_are_folders_and_not_their_numbers(workdir, folder, tmp_path):
+  whole = evaluate.run(workdir, on_folder(folder), ["knn"])
+  lacking = shutil.copytree(folder, tmp_path / "lacking")
+  shutil.rmtree(lacking / "test" / "0")
+  # Without the first class, the others keep their numbers.
+  found = evaluate.run(workdir, on_folder(lacking), ["knn"])
+  assert found["eval/knn_top1"] > whole["eval/knn_top1"] - 0.2 > 0.4
+  (lacking / "test" / "1").rename(lacking / "test" / "other")
+  with pytest.raises(UserError, match=r"'other'.*which the training set has"):
+    evaluate.run(workdir, on_folder(lacking), ["knn"])
+
+
+def test_a_folder_that_has_changed_is_refused(folder, tmp_path):
+  images = shutil.copytree(folder / "train", tmp_path / "images")
+  config = small()
+  config.data.source = f"folder:{images}"
+  config.num_clusters = 4
+  config.odc.min_cluster = 2
+  workdir = tmp_path / "run"
+  train.run(config, workdir)
+  before = scores_in(workdir / "summary.json")
+  found = evaluate.run(workdir, None, ["clustering"])
+  assert found["eval/purity_labels"] == before["eval/purity_labels"]
+  # Elsewhere they are the same images.
+  moved = images.rename(tmp_path / "moved")
+  config.data.source = f"folder:{moved}"
+  assert evaluate.run(workdir, config, ["clustering"]) == found
+  moved.rename(images)
+  next((images / "0").iterdir()).unlink()
+  with pytest.raises(UserError, match="is not as it was when this run began"):
+    evaluate.run(workdir, None, ["clustering"])
+
+
+def test_features_that_are_not_finite_are_refused(workdir, monkeypatch):
+  restore = checkpoint.restore_parts
+
+  def diverged(*args):
+    step, params, batch_stats, method = restore(*args)
+    return (
+      step,
+      params,
+      jax.tree.map(lambda x: x * jnp.nan, batch_stats),
+      method,
+    )
+
+  monkeypatch.setattr(checkpoint, "restore_parts", diverged)
+  with pytest.raises(UserError, match="not finite"):
+    evaluate.run(workdir, None, ["knn"])
+
+
+def test_what_was_found_before_a_mistake_is_kept(workdir, capsys):
+  config = small()
+  config.eval.semi_lists = ("nowhere.txt", "")
+  with pytest.raises(UserError, match=r"nowhere\.txt"):
+    evaluate.run(workdir, config, ["clustering", "semi"])
+  (entry,) = evaluations_in(workdir)
+  assert "eval/nmi_labels" in entry["scores"]
 
 
 def test_what_came_before_a_step_does_not_count_after_it(workdir):
-  before = {"step": 0, "eval/knn_top1": 2.0, "eval/retrieval_map": 3.0}
-  (workdir / "evaluation.json").write_text(json.dumps(before))
+  scores = {"eval/knn_top1": 2.0, "eval/retrieval_map": 3.0}
+  before = {"step": 0, "of_run": True, "scores": scores}
+  (workdir / "evaluation.json").write_text(json.dumps([before]))
   assert metrics.last_values(workdir)["eval/retrieval_map"] == 3
   with (workdir / "metrics.jsonl").open("a") as log:
     log.write(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
@@ -107,9 +185,10 @@ def test_what_came_before_a_step_does_not_count_after_it(workdir):
   assert "eval/retrieval_map" not in values
   # Nor does an evaluation keep what was found of another checkpoint.
   before["step"] = 7
-  (workdir / "evaluation.json").write_text(json.dumps(before))
+  (workdir / "evaluation.json").write_text(json.dumps([before]))
   evaluate.run(workdir, None, ["clustering"])
-  assert "eval/retrieval_map" not in scores_in(workdir / "evaluation.json")
+  (entry,) = evaluations_in(workdir)
+  assert "eval/retrieval_map" not in entry["scores"]
 
 
 def test_a_run_that_goes_on_keeps_its_summary_for_the_end(workdir):
@@ -155,6 +234,10 @@ def test_mistakes(workdir, tmp_path, folder):
   config.data.source = f"folder:{folder / 'test' / '0'}"
   with pytest.raises(UserError, match="no labels to evaluate with"):
     evaluate.run(workdir, config, ["knn"])
+  config = small()
+  config.eval.knn_k = 0
+  with pytest.raises(UserError, match=r"eval\.knn_k=0 is less than 1"):
+    evaluate.run(workdir, config, None)
   config = on_folder(folder)
   with pytest.raises(UserError, match="clustering: nothing to compare with"):
     evaluate.run(workdir, config, ["clustering"])
@@ -173,4 +256,9 @@ def test_as_a_program(environment, workdir):
   assert_refused(
     run(environment, workdir, "--mode=report", "--evals=knn"),
     "--evals needs --mode=evaluate",
+  )
+  assert_refused(
+    run(environment, workdir, "--mode=evaluate", "--config.eval.knn_k=3"),
+    "'config.eval.knn_k'",
+    "--config=configs/FILE.py",
   )

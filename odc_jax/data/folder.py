@@ -32,16 +32,20 @@ class Folder:
   backslash itself, so that it can be printed and no two files share one.
   """
 
-  def __init__(self, path: str, split: str = ""):
+  def __init__(
+    self, path: str, split: str = "", classes: Sequence[str] | None = None
+  ):
     """Lists the files; none is opened.
 
     Args:
       path: the folder. Keys are paths relative to it, with forward slashes.
       split: a sub-folder to stay within, or "".
+      classes: the folders that are labels, in the order of their numbers; None:
+        those that are there.
 
     Raises:
       UserError: the folder is not there or cannot be listed, or no image is in
-        it.
+        it, or a folder of the first level is not among `classes`.
     """
     if not path:
       raise UserError(
@@ -73,11 +77,19 @@ class Folder:
     if any(map(_UNPRINTABLE.search, self._paths)):
       self._keys = [printable(path) for path in self._paths]
     self._labels: list[int] | None = None
+    self.classes: list[str] | None = None
     self.num_classes: int | None = None
     below = [path[len(prefix) :].split("/") for path in self._paths]
     if all(len(parts) == 2 for parts in below):
-      names = sorted({folder for folder, _ in below})
+      there = sorted({folder for folder, _ in below})
+      names = there if classes is None else list(classes)
+      if unknown := sorted(set(there) - set(names)):
+        raise UserError(
+          f"{root} has the class {unknown[0]!r}, which the training set has "
+          f"not: that has {', '.join(names[:10])}; remove it, or add it there"
+        )
       numbers = {name: i for i, name in enumerate(names)}
+      self.classes = names
       self._labels = [numbers[folder] for folder, _ in below]
       self.num_classes = len(numbers)
 

@@ -34,7 +34,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Record: ...
 
 
-def make(name: str, split: str = "") -> Source:
+def make(name: str, split: str = "", like: Source | None = None) -> Source:
   """Opens a data set.
 
   Args:
@@ -44,6 +44,9 @@ def make(name: str, split: str = "") -> Source:
     split: for a folder a sub-folder of PATH, or "" for all of it; for VOC
       "trainval", "train", "val" or "test"; for TFDS a split such as "train" or
       "train[:10%]"; for digits "".
+
+    like: a data set whose labels mean the same: the folders of this one are
+      numbered as that one's are, also where some are missing.
 
   Returns:
     The source.
@@ -62,7 +65,7 @@ def make(name: str, split: str = "") -> Source:
   if name == "digits":
     return Digits(split)
   if kind == "folder":
-    return Folder(rest, split)
+    return Folder(rest, split, getattr(like, "classes", None))
   if kind == "voc":
     return Voc(rest, split)
   if kind == "tfds" and rest:
