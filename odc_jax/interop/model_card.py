@@ -11,7 +11,7 @@ from odc_jax.config import Config
 from odc_jax.data import loader
 from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.methods import METHODS
-from odc_jax.metrics import SCALARS
+from odc_jax.metrics import declared
 
 # Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
 _WIDTH = 64
@@ -69,7 +69,7 @@ def card(
   """
   model = config.model
   steps = loader.steps_per_epoch(config.num_examples, config.batch_size)
-  start = pathlib.PurePath(model.get("weights", "")).name
+  start = _name(model.get("weights", ""))
   facts = {
     "method": f"{config.method}, by odc_jax",
     "network": f"{model.name}, {model.stem} stem, width {model.width}, "
@@ -85,11 +85,14 @@ def card(
     "channels",
   }
   rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-  learned = (
-    "learned without labels, by predicting clusters that it made itself"
-    if step
-    else f"has the weights of {facts['started from']}, not trained further"
-  )
+  if step:
+    learned = (
+      "learned without labels, by predicting clusters that it made itself"
+    )
+  elif start:
+    learned = f"has the weights of `{start}`, not trained further"
+  else:
+    learned = "has random weights and was not trained"
   summary = textwrap.fill(
     f"The backbone of a network that {learned}. It turns an image into "
     f"{_num_features(model):,} features, for nearest neighbours, a linear "
@@ -159,7 +162,7 @@ def _table(numbers):
   if not shown:
     return "None: the images have no labels, or nothing was evaluated yet."
   rows = [
-    f"| `{name}` | {value:.4g} | {SCALARS.get(name, '')} |"
+    f"| `{name}` | {value:.4g} | {declared(name) or ''} |"
     for name, value in shown.items()
   ]
   return "\n".join(["| name | value | what it is |", "|---|---|---|", *rows])
@@ -278,12 +281,14 @@ model.eval()
 
 def _in_jax(config):
   """Returns how to start from the export in odc_jax."""
-  model, shown = config.model, config.augment
+  model, data, shown = config.model, config.data, config.augment
   return f"""In odc_jax, to start from it with images of your own:
 
 ```sh
 python run.py --config=configs/odc_folder.py \\
   --config.data.source=folder:/your/images \\
+  --config.data.image_size={data.image_size} \\
+  --config.data.eval_resize={data.eval_resize} \\
   --config.model.weights=/path/to/this/folder \\
   --config.model.name={model.name} --config.model.stem={model.stem} \\
   --config.model.width={model.width} --config.augment.sobel={shown.sobel} \\
@@ -387,16 +392,21 @@ def _crop_fraction(size, resize):
 
 def _source(config):
   """Returns the data source without the path, which is nobody's business."""
-  kind, _, name = config.data.source.partition(":")
-  if kind == "folder":
-    return f"folder:{pathlib.PurePath(name).name}"
-  return config.data.source
+  kind, colon, name = config.data.source.partition(":")
+  # What follows is a path, but for tfds a name, and may have slashes too.
+  return f"{kind}{colon}{name if kind == 'tfds' else _name(name)}"
 
 
 def _config(config):
   """Returns the config without paths of the machine that it ran on."""
   shown = json.loads(config.to_json())
   shown["data"]["source"] = _source(config)
-  weights = shown["model"].get("weights", "")
-  shown["model"]["weights"] = pathlib.PurePath(weights).name
+  shown["model"]["weights"] = _name(shown["model"].get("weights", ""))
+  if "semi_lists" in shown["eval"]:
+    shown["eval"]["semi_lists"] = [*map(_name, shown["eval"]["semi_lists"])]
   return shown
+
+
+def _name(path):
+  """Returns the last part of a path."""
+  return pathlib.PurePath(path).name

@@ -63,7 +63,17 @@ _DEPTHS = {
   "resnet50": ((3, 4, 6, 3), 3),
 }
 
+# The names of what they are made of, whatever their depth.
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_LAYER = re.compile(
+  rf"conv1\.weight$|bn1\.{_NORM}$|"
+  rf"layer[1-4]\.\d+\.(conv[123]\.weight|bn[123]\.{_NORM})$|"
+  rf"layer[1-4]\.0\.downsample\.(0\.weight|1\.{_NORM})$"
+)
+
 _STEMS = {7: "imagenet", 3: "small"}  # by the size of the first kernel
+
+_NARROW = ("F4", "F6_", "F8_")  # safetensors' names of floats below 16 bits
 
 _MOST_NAMED = 4
 
@@ -226,6 +236,15 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path):
   try:
+    with safetensors.safe_open(path, "np") as file:
+      names_there = file.keys()  # `file` itself cannot be iterated over
+      for name in names_there:
+        dtype = file.get_slice(name).get_dtype()
+        if dtype.startswith(_NARROW):  # which `load_file` would stumble over
+          raise UserError(
+            f"{path}: {name} is {dtype}, which NumPy does not have; save "
+            "it as float32"
+          )
     return safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"{path} is no readable safetensors: {error}") from error
@@ -240,16 +259,14 @@ def _read_torch(path):
       f"PyTorch is needed to read {path}: pip install torch; or save it as "
       ".safetensors where PyTorch is"
     ) from error
-  arrays = {}
+  tensors: dict[str, torch.Tensor] = {}
 
   def walk(name, node):
     if isinstance(node, Mapping):
       for key, child in node.items():
         walk(f"{name}.{key}" if name else str(key), child)
     elif isinstance(node, torch.Tensor):
-      if node.dtype == torch.bfloat16:  # which NumPy does not have
-        node = node.float()
-      arrays[name] = node.detach().numpy()
+      tensors[name] = node.detach()
 
   try:
     # Unpickling is executing; with this, only what makes tensors is allowed.
@@ -259,13 +276,25 @@ def _read_torch(path):
     needs = f" ({needs.group(1)})" if needs else ""
     raise UserError(
       f"{path} holds more than arrays{needs}, or is no file of PyTorch's; "
-      "nothing in it was executed. If you trust where it comes from, save its "
-      "state_dict() alone: "
-      "torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW)"
+      "nothing in it was executed. If you trust where it comes from, save the "
+      "weights alone: content = torch.load(PATH, weights_only=False), and "
+      "torch.save(content.state_dict(), NEW) where that is a network, "
+      "torch.save(content['state_dict'], NEW) where it is a dictionary"
     ) from error
   except Exception as error:  # of other formats, or cut short
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UserError(f"{path} cannot be read by PyTorch: {reason}") from error
+  arrays = {}
+  for name, tensor in tensors.items():
+    if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+      tensor = tensor.float()
+    try:
+      arrays[name] = tensor.numpy()
+    except (TypeError, RuntimeError) as error:
+      raise UserError(
+        f"{path}: {name} ({tensor.layout}, {tensor.dtype}) is nothing that "
+        "NumPy has; save it dense, as float32"
+      ) from error
   return arrays
 
 
@@ -330,11 +359,14 @@ def _part(arrays, prefix):
 
 def _check_backbone(path, found, wanted):
   """Raises a UserError if the file's backbone is not like ours."""
-  wrong = _wrong(found, wanted)
-  unknown = [text for text in _unknown(found, wanted) if not _HEADS.match(text)]
+  found = {name: a for name, a in found.items() if not _HEADS.match(name)}
+  wrong, unknown = _wrong(found, wanted), _unknown(found, wanted)
   if not wrong and not unknown:
     return
-  problem = f"{path} does not fit the network: {_few(wrong + unknown)}"
+  strange = {n: a for n, a in found.items() if not _LAYER.match(n)}
+  # These first: they rule out every network here, whatever the shapes.
+  texts = [*dict.fromkeys(_unknown(strange, wanted) + wrong + unknown)]
+  problem = f"{path} does not fit the network: {_few(texts)}"
   theirs = _describe({name: array.shape for name, array in found.items()})
   ours = _describe(wanted)
   flags = [
@@ -342,12 +374,18 @@ def _check_backbone(path, found, wanted):
     for key, value in theirs.items()
     if value != ours[key]
   ]
-  if flags:
+  if flags and not strange:
     raise UserError(f"{problem}. It seems to hold another: {' '.join(flags)}")
-  raise UserError(
-    f"{problem}. Save it without what is no part of the backbone; layers other "
-    f"than those of {', '.join(_DEPTHS)} are not here"
+  remedies = []
+  if not wanted.keys() <= found.keys():
+    remedies.append("save the backbone whole")
+  if any(not name.startswith("layer") for name in strange):
+    remedies.append("save it without what is no part of the backbone")
+  remedies.append(
+    f"layers other than those of {', '.join(_DEPTHS)} are not here"
   )
+  advice = "; ".join(remedies)
+  raise UserError(f"{problem}. {advice[0].upper()}{advice[1:]}")
 
 
 def _wrong(found, wanted):

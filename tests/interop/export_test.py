@@ -1,13 +1,15 @@
 """The way out: what --mode=export writes, and what it refuses."""
 
 import json
+import re
+import shlex
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from odc_jax import UserError, checkpoint
+from odc_jax import UserError, checkpoint, metrics
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.interop import export, model_card
@@ -179,13 +181,27 @@ def test_the_card_says_what_the_network_is():
   assert "obel" not in found.split("## Config")[0].replace("sobel=False", "")
 
 
-def test_the_card_shows_no_path_of_the_machine():
+@pytest.mark.parametrize(
+  ("source", "shown"),
+  [
+    ("folder:/home/somebody/birds", "folder:birds"),
+    ("voc:/home/somebody/VOCdevkit/", "voc:VOCdevkit"),
+    # No path: the data set has it for a name.
+    ("tfds:cifar10_corrupted/fog_1", "tfds:cifar10_corrupted/fog_1"),
+  ],
+)
+def test_the_card_shows_no_path_of_the_machine(source, shown):
   config = experiment()
-  config.data.source = "folder:/home/somebody/birds"
+  config.data.source = source
+  config.eval.semi_lists = ("/home/somebody/1percent.txt", "")
   config.model.weights = "/home/somebody/resnet50.pth"
   found = card(config, step=0)
   assert "somebody" not in found
-  assert "of `folder:birds`" in found
+  assert f"# resnet18 by odc on {shown}\n" in found
+  assert f"of `{shown}`" in found
+  written = json.loads(found.split("```json\n")[1].split("```")[0])
+  assert written["data"]["source"] == shown
+  assert written["eval"]["semi_lists"] == ["1percent.txt", ""]
   assert "has the weights of `resnet50.pth`, not trained" in found
 
 
@@ -198,3 +214,45 @@ def test_the_card_says_what_timm_and_torchvision_lack():
   assert "torch.nn.Conv2d(2, 16, 3, 1, 1, bias=False)" in found
   assert "def sobel(images)" in found
   assert "None: the images have no labels" in found
+
+
+def test_the_card_says_what_numbers_in_names_mean():
+  numbers = {"eval/knn_top1_k10": 0.5, "eval/retrieval_recall_at1": 0.25}
+  for line in card(experiment(), numbers=numbers).splitlines():
+    for name, value in numbers.items():
+      if name in line:
+        assert line == f"| `{name}` | {value} | {metrics.declared(name)} |"
+        numbers = {k: v for k, v in numbers.items() if k != name}
+  assert not numbers
+
+
+def test_the_card_of_random_weights_says_so():
+  found = " ".join(card(experiment(), step=0).split())
+  assert "a network that has random weights and was not trained." in found
+  assert "learned without labels" not in found
+  assert "weights of" not in found
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_the_cards_command_makes_the_same_network_and_input(size):
+  config = experiment(name="resnet50", stem="small", width=8)
+  config.data.image_size, config.data.eval_resize = size, size + 7
+  found = card(config)
+  command = re.findall(r"```sh\n(.*?)```", found, re.DOTALL)[0]
+  flags = dict(
+    word.removeprefix("--config.").split("=", 1)
+    for word in shlex.split(command)
+    if word.startswith("--config.")
+  )
+  for name in (
+    "data.image_size",
+    "data.eval_resize",
+    "model.name",
+    "model.stem",
+    "model.width",
+    "augment.sobel",
+    "augment.mean",
+    "augment.std",
+  ):
+    section, key = name.split(".")
+    assert flags[name] == str(config[section][key])

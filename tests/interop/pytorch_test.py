@@ -297,10 +297,39 @@ def test_code_in_a_file_is_not_executed(torch, tmp_path):
     assert "weights_only=False" in said
     assert "\n" not in said
     assert not made.exists()
-  # Nor is the code of a whole network.
-  torch.save(torch.nn.Sequential(torch.nn.ReLU()), tmp_path / "module.pth")
-  with pytest.raises(UserError, match="nothing in it was executed"):
-    read(tmp_path / "module.pth")
+
+
+def test_who_trusts_a_file_is_told_how_to_save_its_weights(torch, tmp_path):
+  """Also where it is a whole network, whose code is not executed either."""
+  layer = torch.nn.Linear(2, 2)
+  log = {"state_dict": layer.state_dict(), "log": pathlib.PurePath("log")}
+  for content, i in ((layer, 0), (log, 1)):
+    path, new = tmp_path / "whole.pth", tmp_path / "new.pth"
+    torch.save(content, path)
+    with pytest.raises(UserError, match="nothing in it was executed") as caught:
+      read(path)
+    said = str(caught.value)
+    assert "\n" not in said
+    (load,) = re.findall(r"torch\.load\(.*?\)", said)
+    save = re.findall(r"torch\.save\(.*?, NEW\)", said)[i]
+    variables = {"torch": torch, "PATH": path, "NEW": new}
+    exec(f"content = {load}\n{save}", variables)
+    assert set(read(new)) == {"weight", "bias"}
+
+
+def test_tensors_that_numpy_lacks_are_named(torch, tmp_path):
+  weights = torch.eye(4)
+  path = tmp_path / "weights.pth"
+  for tensor, words in (
+    (weights.to_sparse(), "(torch.sparse_coo, torch.float32)"),
+    (weights.to(torch.float8_e4m3fn), "(torch.strided, torch.float8_e4m3fn)"),
+  ):
+    torch.save({"state_dict": {"fc.weight": tensor}}, path)
+    with pytest.raises(UserError) as caught:
+      read(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: state_dict.fc.weight {words}")
+    assert "\n" not in said
 
 
 def test_what_is_no_file_of_pytorchs_is_refused_in_a_line(torch, tmp_path):

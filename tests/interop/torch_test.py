@@ -1,5 +1,6 @@
 """Networks out of files: every layout, and what is said of those that fail."""
 
+import json
 import sys
 
 import jax
@@ -297,6 +298,34 @@ def test_layers_that_no_network_here_has_are_named(config, state_dict, save):
     assert f"{name} [4] has no place" in refused(save(backbone), config)
 
 
+def test_layers_inside_the_blocks_rule_out_every_network_here(config, save):
+  """The flags for a ResNet-50 would lead to the next refusal."""
+  theirs = experiment(**{**TINY, "name": "resnet50"})
+  weights = export.state_dict(*random_weights(theirs), 0)["backbone"]
+  weights["layer1.0.se.fc1.weight"] = np.ones((4, 16, 1, 1), np.float32)
+  said = refused(save(weights), config)
+  assert "network: layer1.0.se.fc1.weight [4, 16, 1, 1] has no place" in said
+  assert "--config" not in said
+  assert "no part of the backbone" not in said
+  assert "layers other than those of resnet18, resnet34, resnet50 are" in (
+    said.lower()
+  )
+
+
+def test_half_a_backbone_is_to_be_saved_whole(config, state_dict, save):
+  backbone = {
+    name: array
+    for name, array in state_dict["backbone"].items()
+    if not name.startswith("layer4")
+  }
+  said = refused(save(backbone), config)
+  assert "layer4.0.bn1.bias [32] is missing" in said
+  assert "Save the backbone whole" in said
+  assert "no part of the backbone" not in said
+  strange = backbone | {"stray.weight": np.ones(4, np.float32)}
+  assert "save it without what is no part of" in refused(save(strange), config)
+
+
 def test_wider_blocks_are_not_called_another_width(config, save):
   """SwAV's RN50w2 doubles the width inside its blocks once more."""
   ours = experiment(name="resnet50", stem="imagenet", width=4)
@@ -361,6 +390,17 @@ def test_files_that_cannot_be_read_say_why(
   said = refused(tmp_path / "weights.pth", config)
   assert "pip install torch" in said
   assert ".safetensors" in said
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
+def test_floats_that_numpy_lacks_are_named(config, tmp_path, dtype):
+  size = 2 if dtype == "F4" else 4
+  header = json.dumps(
+    {"w": {"dtype": dtype, "shape": [4], "data_offsets": [0, size]}}
+  ).encode()
+  path = tmp_path / "weights.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+  assert f"w is {dtype}, which NumPy does not have" in refused(path, config)
 
 
 def test_the_folder_of_an_export_is_read_whole(state_dict, save, tmp_path):
