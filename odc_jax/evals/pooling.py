@@ -1,7 +1,7 @@
-"""The five stages of a backbone, each pooled to about 9,000 numbers.
+"""The five stages of a backbone, each pooled to at most 9,216 numbers.
 
 The classical way to ask where in a network the knowledge lies: a linear
-classifier on every stage, all of them with about as many inputs.
+classifier on every stage, of a ResNet-50 all with about as many inputs.
 
 Source: Zhang, Isola & Efros, "Split-brain autoencoders", CVPR 2017, section 4;
 OpenSelfSup configs/benchmarks/linear_classification (`pool_specs`).
@@ -29,10 +29,11 @@ def pool(maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _"]]:
   """Averages the five maps over windows, and flattens them.
 
   Maps as large as those of a 224-pixel image get the official windows, which
-  give 12, 6, 4, 3 and 2 places a side: 9216, 9216, 8192, 9216 and 8192 numbers
-  of a ResNet-50. Any other map of s x s x c is divided evenly into the most
-  places a side that keep p^2 c within 9216: p = min(s, floor(sqrt(9216 / c))),
-  as PyTorch's AdaptiveAvgPool2d divides it.
+  give 12, 6, 4, 3 and 2 places a side, whatever the channels: 9216, 9216, 8192,
+  9216 and 8192 numbers of a ResNet-50, for which they were chosen; 9216, 2304,
+  2048, 2304 and 2048 of a ResNet-18. Any other map of s x s x c is divided
+  evenly into the most places a side that keep p^2 c within 9216:
+  p = min(s, floor(sqrt(9216 / c))), as PyTorch's AdaptiveAvgPool2d divides it.
 
   Args:
     maps: From the stem's to the last, [b, h, w, c], of any float type.

@@ -31,7 +31,7 @@ _TOP5_CLASSES = 10
 
 
 class Learner(NamedTuple):
-  """Classifiers that learn together, none or more of them on the same images.
+  """Classifiers that learn together, one or more of them on the same images.
 
   Attributes:
     apply: (params, batch_stats, frozen, images, train) -> (list of logits
@@ -175,10 +175,13 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     )(params)
     decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
     updates, velocity = momentum.update(decayed, velocity)
-    params = {
-      part: jax.tree.map(lambda p, u, rate=rates[part]: p - rate * u, *trees)
-      for part, trees in _pairs(params, updates)
-    }
+    # Of each part: its weights less its rate times their updates.
+    params = jax.tree.map(
+      lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
+      rates,
+      params,
+      updates,
+    )
     return (params, batch_stats, velocity), loss
 
   start = jax.jit(momentum.init, out_shardings=mesh_lib.replicated(mesh))
@@ -298,10 +301,6 @@ def _mean_loss(logits, labels):
   losses = cross_entropy(logits, jnp.maximum(labels, 0))
   total = jnp.sum(jnp.where(known, losses, 0))
   return total / jnp.maximum(1, jnp.sum(known))
-
-
-def _pairs(params, updates):
-  return ((part, (params[part], updates[part])) for part in params)
 
 
 def _rates(recipe, rates, epoch):

@@ -3,6 +3,7 @@
 Source: OpenSelfSup configs/benchmarks/semi_classification.
 """
 
+import collections
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -54,10 +55,12 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
       (0.001, 0.01, 0.1), `semi_head_multipliers` (1, 10, 100),
       `probe_batch_size` (256; fewer where there are fewer images) and
       `semi_lists`: for 1 and for 10 %, a text file with the key of an image a
-      line (the part of it after the last slash will do), or "".
+      line (the part of it after the last slash will do, where only one has
+      it), or "".
 
   Raises:
-    UserError: If a list cannot be read or names images that are not there.
+    UserError: If a list cannot be read, or names images that are not there, or
+      a name that several have.
   """
   config = subject.config.eval
   num_classes = probe.num_classes(subject)
@@ -164,12 +167,21 @@ def _listed(subject: Subject, path: str) -> Split:
     ) from error
   names = [line.strip() for line in text.splitlines() if line.strip()]
   keys = _keys(train)
-  places = {}
-  for place, row in enumerate(train.rows.tolist()):
-    places.setdefault(keys[row].rpartition("/")[2], place)
-  for place, row in enumerate(train.rows.tolist()):
-    places[keys[row]] = place
-  unknown = [name for name in names if name not in places]
+  places = {keys[row]: place for place, row in enumerate(train.rows.tolist())}
+  by_end = collections.defaultdict(list)
+  for key in places:
+    by_end[key.rpartition("/")[2]].append(key)
+  # A whole key is one image; the end of one may be that of several.
+  meant = [[name] if name in places else by_end[name] for name in names]
+  for name, found in zip(names, meant, strict=True):
+    if len(found) > 1:
+      raise UserError(
+        f"eval.semi_lists: {path} names {name!r}, which may be {found[0]!r} or "
+        f"{found[1]!r}; write it with its folder"
+      )
+  unknown = [
+    name for name, found in zip(names, meant, strict=True) if not found
+  ]
   if unknown or not names:
     raise UserError(
       f"eval.semi_lists: {path} names {len(names):,} images, of which "
@@ -177,7 +189,7 @@ def _listed(subject: Subject, path: str) -> Split:
       + (f", such as {unknown[0]!r}" if unknown else "")
       + "; write the names as clusters.parquet has them"
     )
-  return _at(train, np.unique([places[name] for name in names]))
+  return _at(train, np.unique([places[key] for (key,) in meant]))
 
 
 def _at(split: Split, places: Int[np.ndarray, "s"]) -> Split:

@@ -54,6 +54,8 @@ COSTS = (1.0, 10.0, 100.0, *(0.5**n for n in range(4, 20)))
 # Positive images per class, and independent draws of them.
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 _NUM_SAMPLES = 5
+# VOC2007's other classes: negatives for each positive of a class that is alone.
+_NUM_OTHERS = 19
 
 _NUM_FOLDS = 3
 
@@ -127,7 +129,8 @@ def extract(subject: Subject, fewest: int) -> Task | None:
   Args:
     subject: What is evaluated.
     fewest: A class is left out where fewer training images than this have it,
-      or lack it, and where no test image has it.
+      or lack it, and where no test image has it; difficult ones do neither,
+      and images that cannot be read do not count.
 
   Returns:
     The task, or None where no class is left.
@@ -143,22 +146,31 @@ def extract(subject: Subject, fewest: int) -> Task | None:
     ]
   else:
     parts = _multi_label(subject)
-  (_, targets), (_, test_targets) = parts
-  present = (targets == 1).sum(axis=0)
-  kept = (
-    (present >= fewest)
-    & (len(targets) - present >= fewest)
-    & (test_targets == 1).any(axis=0)
-  )
-  if not kept.any():
+  # Without any there is no need to read the images.
+  if not _enough(parts[0][1], parts[1][1], fewest).any():
     return None
   arrays = []
   for split, (rows, targets) in zip(
     (subject.train, subject.test), parts, strict=True
   ):
     features, read = pooled(subject, Subset(split.source, rows))
-    arrays += [normalize(features[read]), targets[read][:, kept]]
-  return Task(*arrays)
+    arrays += [normalize(features[read]), targets[read]]
+  task = Task(*arrays)
+  kept = _enough(task.targets, task.test_targets, fewest)
+  if not kept.any():
+    return None
+  return task._replace(
+    targets=task.targets[:, kept], test_targets=task.test_targets[:, kept]
+  )
+
+
+def _enough(targets, test_targets, fewest):
+  """Returns which classes can be learnt and tested, bool [classes]."""
+  return (
+    ((targets == 1).sum(axis=0) >= fewest)
+    & ((targets == -1).sum(axis=0) >= fewest)
+    & (test_targets == 1).any(axis=0)
+  )
 
 
 def _multi_label(subject):
@@ -277,12 +289,14 @@ def low_shot_aps(
     task: Features and targets.
     c: The class.
     shots: Every k; k images of the class and k times as many without it as
-      there are other classes, or all of these, are drawn.
+      there are other classes, or all of these, are drawn. To a class that is
+      alone come 19 k, as if it were one of VOC2007's.
     seed: Of the draws, which depend on the class and k as well, and of
       LinearSVC.
     run: Where the fits run.
   """
-  targets, num_others = task.targets[:, c], task.targets.shape[1] - 1
+  targets = task.targets[:, c]
+  num_others = task.targets.shape[1] - 1 or _NUM_OTHERS
   positive, negative = (np.flatnonzero(targets == t) for t in (1, -1))
   aps = []
   for k in shots:

@@ -70,6 +70,15 @@ def test_the_optimum_is_scikit_learn_s(mesh):
   )
 
 
+def test_a_limit_that_stops_it_is_told(mesh, monkeypatch, capsys):
+  subject = subjects.digits(mesh, num_test=0)
+  list(linear.last_lbfgs(subject))
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(linear, "_MOST_ITERATIONS", 3)
+  list(linear.last_lbfgs(subject))
+  assert "stopped after 3 iterations" in capsys.readouterr().err
+
+
 def draw(mesh, rows=480, c=7):
   rng = np.random.default_rng(0)
   x = rng.normal(3, 2, (rows, c)).astype(np.float32)

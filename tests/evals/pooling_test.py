@@ -56,11 +56,22 @@ def test_maps_of_224_pixels_get_the_official_windows():
     np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-4)
 
 
-def test_a_resnet_50_has_the_official_dimensions():
-  shapes = [(112, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)]
-  maps = [jnp.zeros((1, side, side, c)) for side, c in shapes]
+@pytest.mark.parametrize(
+  ("channels", "expected"),
+  [
+    # A ResNet-50, for which the windows were chosen, and a ResNet-18.
+    ((64, 256, 512, 1024, 2048), [9216, 9216, 8192, 9216, 8192]),
+    ((64, 64, 128, 256, 512), [9216, 2304, 2048, 2304, 2048]),
+  ],
+)
+def test_the_dimensions_at_224_pixels(channels, expected):
+  sides = (112, 56, 28, 14, 7)
+  maps = [
+    jnp.zeros((1, side, side, c))
+    for side, c in zip(sides, channels, strict=True)
+  ]
   pooled = jax.eval_shape(pool, maps)
-  assert [x.shape[1] for x in pooled] == [9216, 9216, 8192, 9216, 8192]
+  assert [x.shape[1] for x in pooled] == expected
 
 
 def test_other_sizes_are_divided_evenly_within_9216_numbers():

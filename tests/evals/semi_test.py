@@ -66,6 +66,44 @@ def test_a_list_of_images_that_are_not_there(subject, tmp_path, text):
   assert str(path) in str(error.value)
 
 
+class Renamed:
+  """Digits under other names: each in two folders, the first in none too."""
+
+  def __init__(self, source):
+    self.source = source
+    self.num_classes = source.num_classes
+    ends = [i // 2 for i in range(1, len(source))]
+    self.keys = ["0.png"] + [f"{i % 2}/{end}.png" for i, end in enumerate(ends)]
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    return self.source[index]
+
+
+def test_a_name_that_two_images_have_is_refused(subject, tmp_path):
+  train = subject.train._replace(source=Renamed(subject.train.source))
+  # 0.png, 0/0.png, 1/1.png, 0/1.png, 1/2.png, 0/2.png ...
+  keys = train.source.keys
+  subject = subject._replace(train=train)
+  path = tmp_path / "names.txt"
+  path.write_text("0/1.png\n2.png\n")
+  with pytest.raises(UserError) as error:
+    semi._listed(subject, str(path))
+  for part in (str(path), "'2.png'", *(repr(keys[i]) for i in (4, 5))):
+    assert part in str(error.value)
+  # A whole key is one image, though others end like it.
+  path.write_text("0/1.png\n1/2.png\n0.png\n")
+  assert semi._listed(subject, str(path)).rows.tolist() == [0, 3, 4]
+  # What has no label is not in question.
+  rows = np.delete(train.rows, 5)
+  labels = np.delete(train.labels, 5)
+  fewer = subject._replace(train=train._replace(rows=rows, labels=labels))
+  path.write_text("2.png\n")
+  assert semi._listed(fewer, str(path)).rows.tolist() == [4]
+
+
 def test_a_list_that_is_not_there(subject):
   listed = subjects.with_config(subject, eval__semi_lists=("gone.txt", ""))
   with pytest.raises(UserError, match="semi_lists: gone"):

@@ -165,6 +165,16 @@ def test_low_shot_draws_k_positives_and_k_of_every_other_class(monkeypatch):
   assert collections.Counter(seen[0][1]) == {1: 32, -1: negatives}
 
 
+def test_low_shot_draws_19_k_for_a_class_that_is_alone(two_costs):
+  task = task_of(n=120, classes=1)
+  negatives = int(np.sum(task.targets == -1))
+  assert 2 * 19 < negatives < 4 * 19
+  aps, seen = samples_of(task, 0, [2, 4])
+  counts = [collections.Counter(y) for _, y in seen]
+  assert counts == [{1: 2, -1: 38}] * 10 + [{1: 4, -1: negatives}] * 10
+  assert np.all((aps > 0) & (aps <= 1))
+
+
 def test_low_shot_averages_the_samples_for_every_cost(monkeypatch):
   costs = (1.0, 0.5**4, 0.5**12)
   monkeypatch.setattr(svm, "COSTS", costs)
@@ -321,6 +331,40 @@ def test_an_image_that_cannot_be_read_is_left_out(mesh, tmp_path):
   np.testing.assert_allclose(
     np.linalg.norm(task.test_features, axis=1), 1, 1e-3
   )
+
+
+def test_a_class_is_left_out_if_its_images_cannot_be_read(mesh, tmp_path):
+  pascal.write(tmp_path, {"trainval": 12, "test": 12})
+  train, test = (
+    sources.make(f"voc:{tmp_path}", split) for split in ("trainval", "test")
+  )
+  # The first class needs test image 5, the second training image 3, the third
+  # lacks nothing but training image 4.
+  train.targets = np.tile(np.int8([1, -1, 1]), (12, 1))
+  train.targets[6:, 0] = -1
+  train.targets[3, 1], train.targets[4, 2] = 1, -1
+  test.targets = np.tile(np.int8([-1, 1, 1]), (12, 1))
+  test.targets[5, 0] = 1
+  subject = subject_of(mesh, train, test)
+  assert svm.extract(subject, fewest=1).targets.shape == (12, 3)
+  (tmp_path / train.keys[3]).unlink()
+  (tmp_path / train.keys[4]).unlink()
+  task = svm.extract(subject, fewest=1)
+  np.testing.assert_array_equal(
+    task.targets, np.delete(train.targets, [3, 4], axis=0)[:, :1]
+  )
+  (tmp_path / test.keys[5]).unlink()
+  assert svm.extract(subject, fewest=1) is None
+  assert not list(svm.low_shot(subject))
+
+
+def test_a_class_that_no_image_surely_lacks_is_left_out(mesh, folder):
+  train, test = (
+    sources.make(f"voc:{folder}", split) for split in ("trainval", "test")
+  )
+  train.targets[:, 1] = np.maximum(train.targets[:, 1], 0)
+  task = svm.extract(subject_of(mesh, train, test), fewest=1)
+  np.testing.assert_array_equal(task.targets, train.targets[:, ::2])
 
 
 def test_other_classes_in_the_test_set_are_a_mistake(mesh, folder, tmp_path):
