@@ -76,10 +76,10 @@ SCALARS = {
   "of SGD, the best of them on the test set",
   "eval/linear_top5_sgd#_best": "linear layer on the pooled features, # epochs "
   "of SGD, the best of them on the test set, top-5",
-  "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to 9,000 "
-  "dimensions, # epochs of SGD",
-  "eval/linear_top5_stage#_sgd#": "linear layer on stage #, pooled to 9,000 "
-  "dimensions, # epochs of SGD, top-5",
+  "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to at most "
+  "9,216 numbers, # epochs of SGD",
+  "eval/linear_top5_stage#_sgd#": "linear layer on stage #, pooled to at most "
+  "9,216 numbers, # epochs of SGD, top-5",
   "eval/semi_#pct_top1_best_of_#": "all weights fine-tuned with # % of the "
   "labels, the best on the test set of # settings",
   "eval/semi_#pct_top5_best_of_#": "all weights fine-tuned with # % of the "
