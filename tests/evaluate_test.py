@@ -126,6 +126,7 @@ def test_labels_are_folders_and_not_their_numbers(workdir, folder, tmp_path):
     evaluate.run(workdir, on_folder(lacking), ["knn"])
 
 
+@pytest.mark.slow
 def test_a_folder_that_has_changed_is_refused(folder, tmp_path):
   images = shutil.copytree(folder / "train", tmp_path / "images")
   config = small()
@@ -243,6 +244,7 @@ def test_mistakes(workdir, tmp_path, folder):
     evaluate.run(workdir, config, ["clustering"])
 
 
+@pytest.mark.slow
 def test_as_a_program(environment, workdir):
   status, out, err = run(
     environment, workdir, "--mode=evaluate", "--evals=clustering"

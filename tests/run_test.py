@@ -136,6 +136,7 @@ def damage(workdir, steps):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_passed_over(environment, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   steps = sorted(os.listdir(workdir / "checkpoints"), key=int)
@@ -207,6 +208,7 @@ def test_another_configs_work_directory_is_refused(environment, finished):
   assert lines_of(finished) == before
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run_and_keeps_the_checkpoint_before(
   environment, tmp_path
 ):
@@ -220,6 +222,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before(
       assert np.isfinite(array).all(), name
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_config_is_refused(environment, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   for damage_it in (

@@ -200,6 +200,7 @@ def test_the_command_writes_what_python_returns(
   assert written["nearest"] == returned["nearest"]
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(environment, workdir, images, tmp_path):
   empty = tmp_path / "empty"
   empty.mkdir()

@@ -178,6 +178,7 @@ def test_one_and_eight_devices_learn_the_same():
   assert losses[0][2] < losses[0][0] - 0.1
 
 
+@pytest.mark.slow
 def test_the_last_epoch_and_the_best_and_nothing_frozen_moves():
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):

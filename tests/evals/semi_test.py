@@ -158,6 +158,7 @@ def test_the_fresh_classifier_begins_as_the_network_ends(subject):
   jax.tree.map(np.testing.assert_array_equal, stats, batch_stats)
 
 
+@pytest.mark.slow
 def test_the_best_of_the_grid_is_reported(subject, monkeypatch):
   scores = []
   real = probe.scorer
