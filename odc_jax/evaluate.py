@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,6 @@ from odc_jax.files import write_json
 from odc_jax.interop import torch as interop
 from odc_jax.methods import METHODS
 from odc_jax.program import Program, assemble
-
-# What of a checkpoint is evaluated; the method's state holds the clusters.
-_OF_RUN = ("step", "params", "batch_stats", "method")
 
 
 class Evaluation:
@@ -228,35 +225,30 @@ def run(
     return _run(workdir, config, names, mesh)
 
 
-def _run(workdir, given: Config | None, names, mesh):
-  trained = checkpoint.any_in(workdir)
-  if given is None and not trained:
-    raise UserError(
-      f"{workdir} holds no checkpoint; train first, or give --config and the "
-      "weights of a network as --config.model.weights"
-    )
-  evaluators_of(names or ())  # a mistake shows before anything is opened
-  of_run = config_lib.read(workdir) if trained else None
-  asked: Config = of_run if given is None else given
-  data, test_split = asked.data, asked.eval.split
-  train = sources.make(data.source, data.split)
-  test = sources.make(data.source, test_split, train) if test_split else None
-  if of_run is None:
-    assert given is not None  # or there would be a checkpoint
-    config = _without_run(given, len(train), mesh.size)
-  else:
-    config = of_run if given is None else _on_other_data(of_run, given)
-  if names is not None:
-    with config.unlocked():
-      config.eval.evaluators = tuple(names)
-  if not config.eval.evaluators:
-    raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
-  config_lib.check_values(config)
+class _Task(NamedTuple):
+  """What is to be evaluated, on which images.
+
+  Attributes:
+    config: Whose `data` and `eval` say how.
+    of_run: The config of the run; None for a network from elsewhere.
+    train: The training set.
+    test: The test set, if there is one.
+  """
+
+  config: Config
+  of_run: Config | None
+  train: sources.Source
+  test: sources.Source | None
+
+
+def _run(workdir, given, names, mesh):
+  task = _task(workdir, given, names, mesh.size)
+  config, train, test = task.config, task.train, task.test
   processes.check_equal(
     {
       **config_lib.identity(json.loads(config.to_json())),
       "images": len(train),
-      f"checkpoints in {workdir}:": trained,
+      f"a checkpoint in {workdir}:": task.of_run is not None,
     }
   )
   method = config_lib.choose(METHODS, config.method, "method")
@@ -270,24 +262,10 @@ def _run(workdir, given: Config | None, names, mesh):
   evaluation = Evaluation(config, program, mesh, train, test, bad_path)
   if not evaluation.has_labels():
     raise UserError(
-      f"{data.source} has no labels to evaluate with; give a data set that "
-      "has, such as --config.data.source=folder:PATH with a folder a class"
+      f"{config.data.source} has no labels to evaluate with; give a data set "
+      "that has, such as --config.data.source=folder:PATH with a folder a class"
     )
-  clusters = None
-  if trained:
-    step, params, batch_stats, method_state = checkpoint.restore_parts(
-      workdir, program.shapes, program.shardings, _OF_RUN
-    )
-    if _has_images_of(of_run, workdir, train, config):
-      clusters = processes.to_host(method.clusters(method_state))[: len(train)]
-    del method_state
-    processes.say(f"evaluating {workdir} at step {step}")
-  else:
-    step, state = 0, program.init()
-    params, batch_stats = interop.initialize(
-      config, state.params, state.batch_stats, program.shardings
-    )
-    del state
+  step, params, batch_stats, clusters = _network(workdir, task, method, program)
 
   total = len(train) + len(test or ())
   with progress.bar(
@@ -301,32 +279,84 @@ def _run(workdir, given: Config | None, names, mesh):
       clusters,
       lambda done: advance(len(train) + done),
     )
-  about = {"step": int(step), **_protocol(config)}
+
+  about = {"step": step, **_protocol(config)}
   # In the summary stands what was found as the run itself would find it.
-  about["of_run"] = clusters is not None and _protocol(config) == _protocol(
-    of_run
+  about["of_run"] = clusters is not None and (
+    _protocol(config) == _protocol(task.of_run)
   )
 
-  def write(name, found):
-    if not found:
-      processes.say(
-        f"{name}: nothing to compare with here; left out"
-        if name != "clustering" or clusters is not None
-        else "clustering: the run has no clusters of these images; left out"
-      )
-    elif processes.is_first():
-      _write(workdir, about, found)
+  def keep(name, scores):
+    if scores and processes.is_first():
+      _write(workdir, about, scores)
+    elif not scores:
+      lacking = "labels to compare with"
+      if name == "clustering" and clusters is None:
+        lacking = "clusters of these images"
+      processes.say(f"{name}: no {lacking}; left out")
 
-  scores = evaluation.scores(subject, write)
+  scores = evaluation.scores(subject, keep)
   if not scores:
     raise UserError(
       f"{', '.join(config.eval.evaluators)}: nothing to compare with in "
-      f"{data.source}; choose other evaluators with --evals"
+      f"{config.data.source}; choose other evaluators with --evals"
     )
   for bad in (evaluation.bad_train, evaluation.bad_test):
     if len(bad):
       processes.say(f"{bad}, named in {bad_path}")
   return scores
+
+
+def _task(workdir, given: Config | None, names, num_devices) -> _Task:
+  """Puts together what was asked for."""
+  evaluators_of(names or ())  # a mistake shows before anything is opened
+  if checkpoint.any_in(workdir):
+    of_run = config_lib.read(workdir)
+  elif given is None:
+    raise UserError(
+      f"{workdir} holds no checkpoint; train first, or give --config and the "
+      "weights of a network as --config.model.weights"
+    )
+  else:
+    of_run = None
+  asked: Config = of_run if given is None else given
+  train = sources.make(asked.data.source, asked.data.split)
+  test = None
+  if asked.eval.split:
+    test = sources.make(asked.data.source, asked.eval.split, train)
+  if of_run is None:
+    config = _without_run(asked, len(train), num_devices)
+  else:
+    config = _on_other_data(of_run, asked)
+  if names is not None:
+    with config.unlocked():
+      config.eval.evaluators = tuple(names)
+  if not config.eval.evaluators:
+    raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
+  config_lib.check_values(config)
+  return _Task(config, of_run, train, test)
+
+
+def _network(workdir, task: _Task, method, program: Program):
+  """Returns step, weights, and the clusters of the task's images, if any."""
+  if task.of_run is None:
+    state = program.init()
+    params, batch_stats = interop.initialize(
+      task.config, state.params, state.batch_stats, program.shardings
+    )
+    return 0, params, batch_stats, None
+  step, params, batch_stats, method_state = checkpoint.restore_parts(
+    workdir,
+    program.shapes,
+    program.shardings,
+    ("step", "params", "batch_stats", "method"),
+  )
+  processes.say(f"evaluating {workdir} at step {int(step)}")
+  clusters = None
+  if _has_images_of(task.of_run, workdir, task.train, task.config):
+    clusters = processes.to_host(method.clusters(method_state))
+    clusters = clusters[: len(task.train)]
+  return int(step), params, batch_stats, clusters
 
 
 def _on_other_data(of_run: Config, given: Config) -> Config:
