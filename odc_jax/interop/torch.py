@@ -4,6 +4,7 @@ Files are data. No code in them is executed, and PyTorch itself is needed for
 its own format only: `.safetensors` are read without it.
 """
 
+import importlib
 import os
 import pathlib
 import pickle
@@ -251,15 +252,16 @@ def _read_safetensors(path):
 
 
 def _read_torch(path):
-  # Late, and only here: nothing else needs it.
+  # Late, and only here: nothing else needs it. By name, because a type checker
+  # that does not find it takes this very file for it.
   try:
-    import torch
+    torch: Any = importlib.import_module("torch")
   except ImportError as error:
     raise UserError(
       f"PyTorch is needed to read {path}: pip install torch; or save it as "
       ".safetensors where PyTorch is"
     ) from error
-  tensors: dict[str, torch.Tensor] = {}
+  tensors: dict[str, Any] = {}
 
   def walk(name, node):
     if isinstance(node, Mapping):
