@@ -103,6 +103,7 @@ def test_a_run_killed_twenty_times_is_the_run(environment, finished, tmp_path):
   assert_same_run(workdir, finished)
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_first_clustering_ends_at_once(
   environment, tmp_path
 ):

@@ -199,6 +199,7 @@ PLAN = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command(environment, tmp_path):
   """On one CPU device; the data set is opened to count its images."""
   status, out, err = run(environment, tmp_path / "run", *PLAN)

@@ -187,6 +187,7 @@ def test_a_run_that_is_made_to_collapse_says_so(
   ]
 
 
+@pytest.mark.slow
 def test_no_readable_checkpoint_is_refused(environment, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   steps = os.listdir(workdir / "checkpoints")
