@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from configs import odc_digits
 from odc_jax import checkpoint, evaluate, metrics, train
 from odc_jax.errors import UserError
+from tests.data import pascal
 from tests.program import assert_refused, run
 
 
@@ -146,6 +147,21 @@ def test_a_folder_that_has_changed_is_refused(folder, tmp_path):
   next((images / "0").iterdir()).unlink()
   with pytest.raises(UserError, match="is not as it was when this run began"):
     evaluate.run(workdir, None, ["clustering"])
+
+
+@pytest.mark.slow
+def test_pascal_voc_has_several_labels_an_image(workdir, tmp_path):
+  pascal.write(tmp_path / "voc", {"trainval": 40, "test": 35})
+  config = small()
+  config.data.source = f"voc:{tmp_path / 'voc'}"
+  config.data.split, config.eval.split = "trainval", "test"
+  found = evaluate.run(workdir, config, ["knn", "svm", "low_shot"])
+  # No single label, so no neighbours' vote.
+  assert "eval/knn_top1" not in found
+  assert 0 < found["eval/svm_map_cv3"] <= 1
+  assert 0 < found["eval/low_shot_map_k1_best_c"] <= 1
+  (entry,) = evaluations_in(workdir)
+  assert not entry["of_run"]
 
 
 def test_features_that_are_not_finite_are_refused(workdir, monkeypatch):
