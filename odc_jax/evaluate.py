@@ -17,7 +17,7 @@ from odc_jax import checkpoint, metrics, processes, progress, sizes
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
-from odc_jax.data import folder, loader, sources
+from odc_jax.data import folder, sources
 from odc_jax.data.bad_images import BadImages
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS, features
@@ -158,27 +158,16 @@ class Evaluation:
 
   def _pass(self, network: tuple[Any, Any], source, bad, advance):
     """Returns the features of a data set."""
-    data = self._config.data
-    batch_size = mesh_lib.divisible(self._config.eval.batch_size, self._mesh)
-    batches = loader.eval_batches(
-      source,
-      batch_size=batch_size,
-      resize=data.eval_resize,
-      crop=data.image_size,
-      num_threads=data.num_threads,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
 
-    def readable():
-      for number, batch in enumerate(batches):
+    def readable(batches):
+      for batch in batches:
         self._check()
-        advance(min(number * batch_size, len(source)))
+        advance(int(batch["index"][0]))
         bad.add(batch.pop("bad"))
         yield batch
 
-    with contextlib.closing(batches):
-      found = self._extract(*network, readable(), len(source))
+    with features.reading(source, self._config, self._mesh) as batches:
+      found = self._extract(*network, readable(batches), len(source))
     bad.exchange(processes.gather)
     if not _all_finite(found.features):
       raise UserError(

@@ -54,6 +54,34 @@ def start_together(environment, workdir, count, devices, *flags, each=None):
   ]
 
 
+def work_together(module, folder, outs):
+  """Calls a test module's `work` in a process of its own for each of `outs`.
+
+  That is work(process, count, port, folder, out), in all of them at once.
+  """
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        f"from {module} import work; "
+        f"work({process}, {len(outs)}, {port}, {str(folder)!r}, {str(out)!r})",
+      ],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for process, out in enumerate(outs)
+  ]
+  for process in processes:
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+
+
 def finish(processes):
   """Returns (status, out, err) of each."""
   results = []

@@ -6,16 +6,15 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from odc_jax import memory, processes
+from odc_jax import processes
 from odc_jax.clustering.kmeans import kmeans as lloyd
+from odc_jax.evals.features import unit
 from odc_jax.evals.scores import accuracy_one_to_one, ami, ari, nmi, purity
 from odc_jax.evals.subject import Subject
 
 # As many starts as in the literature; iterations end at a fixed point, which is
 # usually reached before.
 _NUM_STARTS, _NUM_ITERS = 10, 100
-
-_normalize = jax.jit(memory.normalize)
 
 
 def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
@@ -56,7 +55,7 @@ def kmeans(subject: Subject) -> Iterator[tuple[str, float]]:
   if not len(labels):
     return
   num_clusters = len(np.unique(labels))
-  features = _normalize(subject.train.features.features)
+  features = unit(subject.train.features.features)
   best = None
   for start in range(_NUM_STARTS):
     subject.check()

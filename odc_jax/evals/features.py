@@ -1,7 +1,8 @@
 """One pass of the frozen network over a data set."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,12 @@ from jaxtyping import Array, Float, Int8, UInt8
 
 from odc_jax import memory, processes, xla
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.data import loader
+from odc_jax.data.sources import Source
+
+# Rows of features, of any length, to unit length.
+unit = jax.jit(memory.normalize)
 
 # Side of the grey thumbnail by which near-duplicates are told.
 _SIGNATURE_SIDE = 16
@@ -102,6 +109,35 @@ def writer(forward: Callable, mesh: Mesh) -> Callable:
     )
 
   return write
+
+
+@contextlib.contextmanager
+def reading(
+  source: Source, config: Config, mesh: Mesh, *, squash: bool = False
+) -> Iterator[Iterator[dict[str, Any]]]:
+  """Encloses a pass over a data set: every image once, by centre crops.
+
+  Args:
+    source: The data set.
+    config: Reads `data` and `eval.batch_size`, which is made divisible.
+    mesh: Whose devices share a batch.
+    squash: Whether to squash images to squares instead of cutting.
+
+  Yields:
+    The batches of `loader.eval_batches`, with this process's rows.
+  """
+  batches = loader.eval_batches(
+    source,
+    batch_size=mesh_lib.divisible(config.eval.batch_size, mesh),
+    resize=config.data.eval_resize,
+    crop=config.data.image_size,
+    squash=squash,
+    num_threads=config.data.num_threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  with contextlib.closing(batches):
+    yield batches
 
 
 def empty(outputs: Any, num_rows: int) -> tuple[Array, ...]:

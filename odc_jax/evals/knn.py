@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
+from odc_jax.evals.features import unit
 from odc_jax.evals.subject import Subject
-from odc_jax.memory import normalize
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
 
 # Queries at once; a device holds this many times its rows of similarities.
@@ -83,7 +83,7 @@ def nearest(
   padded[: len(labels)] = labels
   k = min(k, int((padded >= 0).sum()))
 
-  index_unit, query_unit = _normalize(index), _normalize(queries)
+  index_unit, query_unit = unit(index), unit(queries)
   found = []
   for start in range(0, len(wanted), CHUNK):
     chunk = wanted[start : start + CHUNK]
@@ -128,9 +128,6 @@ def vote(
     minlength=len(classes) * num_classes,
   )
   return np.argmax(votes.reshape(-1, num_classes), axis=1)
-
-
-_normalize = jax.jit(normalize)
 
 
 @functools.partial(jax.jit, static_argnames=("k",))

@@ -23,6 +23,7 @@ from odc_jax.config import Config
 from odc_jax.data import augment, loader
 from odc_jax.data.decode import Crop
 from odc_jax.data.subset import Subset
+from odc_jax.evals import features
 from odc_jax.evals.subject import Split, Subject
 from odc_jax.losses import cross_entropy
 
@@ -252,18 +253,8 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
     return found, jnp.sum(labels >= 0)
 
   def score(params: Any, batch_stats: Any) -> list[Score]:
-    size = mesh_lib.divisible(config.eval.batch_size, mesh)
-    batches = loader.eval_batches(
-      source,
-      batch_size=size,
-      resize=config.data.eval_resize,
-      crop=config.data.image_size,
-      num_threads=config.data.num_threads,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
     counts = []
-    with contextlib.closing(batches):
+    with features.reading(source, config, mesh) as batches:
       for batch in batches:
         subject.check()
         arrays = processes.to_devices((batch["image"], batch["label"]), mesh)

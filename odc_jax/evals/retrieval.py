@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odc_jax import memory
 from odc_jax import mesh as mesh_lib
+from odc_jax.evals.features import unit
 from odc_jax.evals.scores import recall_at
 from odc_jax.evals.subject import Subject
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
@@ -31,8 +31,6 @@ _CHUNK = 256
 # Queries that each device ranks at once; it holds so many times the cosines of
 # the whole index, and the sort some copies of them.
 _RANKED_AT_ONCE = 32
-
-_normalize = jax.jit(memory.normalize)
 
 
 def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
@@ -51,9 +49,8 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
   rows, labels = test.rows[found], test.labels[found]
   if not len(rows):
     return
-  index = _normalize(train.features.features)
-  queries = _normalize(test.features.features)
-
+  index = unit(train.features.features)
+  queries = unit(test.features.features)
   search = (index, train.row_labels(), queries)
   first = first_relevant(*search, rows, labels, subject.check)
   for k in (1, 5, 10):

@@ -20,7 +20,6 @@ Source: Goyal et al., ICCV 2019, section 6.1 and 6.2; OpenSelfSup
 benchmarks/svm_tools; fair_self_supervision_benchmark extra_scripts.
 """
 
-import contextlib
 import functools
 import signal
 import warnings
@@ -37,10 +36,10 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from odc_jax import mesh as mesh_lib
 from odc_jax import processes
-from odc_jax.data import loader
 from odc_jax.data.sources import Source
 from odc_jax.data.subset import Subset
 from odc_jax.errors import UserError
+from odc_jax.evals.features import reading
 from odc_jax.evals.pooling import pool
 from odc_jax.evals.scores import voc_ap
 from odc_jax.evals.subject import Subject
@@ -202,21 +201,9 @@ def pooled(
     What the last feature map is pooled to, float32; and which images could be
     read: the features of the others are zero.
   """
-  data, mesh, n = subject.config.data, subject.mesh, len(source)
-  batch_size = mesh_lib.divisible(subject.config.eval.batch_size, mesh)
-  batches = loader.eval_batches(
-    source,
-    batch_size=batch_size,
-    resize=data.eval_resize,
-    crop=data.image_size,
-    squash=True,
-    num_threads=data.num_threads,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-
+  mesh, n = subject.mesh, len(source)
   features, read = None, np.zeros(n, bool)
-  with contextlib.closing(batches):
+  with reading(source, subject.config, mesh, squash=True) as batches:
     for batch in batches:
       subject.check()
       # In the place of an image that cannot be read stands another one.

@@ -1,16 +1,12 @@
 """One or two JAX processes: the same images, crops and augmentations."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.program import work_together
+
 # A process of its own imports this file too, and must set up JAX first.
-ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS, BATCH_SIZE, DEVICES = 3, 8, 4
 
 
@@ -101,28 +97,8 @@ def work(process, count, port, folder, out):
 
 
 def run_processes(count, folder, tmp_path):
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
   outs = [tmp_path / f"{count}_{process}.npz" for process in range(count)]
-  processes = [
-    subprocess.Popen(
-      [
-        sys.executable,
-        "-c",
-        "from tests.data.processes_test import work; "
-        f"work({process}, {count}, {port}, {str(folder)!r}, {str(out)!r})",
-      ],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for process, out in enumerate(outs)
-  ]
-  for process in processes:
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
+  work_together(__name__, folder, outs)
   return [dict(np.load(out)) for out in outs]
 
 

@@ -12,7 +12,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as lloyd
 from odc_jax.evals import clustering, scores
 from odc_jax.evals.features import Features
-from tests.evals.features import subject
+from tests.evals.subjects import of_features
 
 
 def digits(mesh, labels=None, clusters=None, **config):
@@ -25,7 +25,7 @@ def digits(mesh, labels=None, clusters=None, **config):
   rows = jax.device_put(padded, mesh_lib.rows(mesh))
   labels = data.target[:256] if labels is None else labels
   train = Features(rows, rows, jnp.zeros((0, 256), jnp.int8), labels, {})
-  return subject(train, clusters=clusters, config={"seed": 0, **config})
+  return of_features(train, clusters=clusters, config={"seed": 0, **config})
 
 
 LABELS = load_digits().target[:256]

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import knn
 from odc_jax.evals.features import Features
-from tests.evals.features import subject
+from tests.evals.subjects import of_features
 
 N, CLASSES, D = 90, 4, 6
 
@@ -139,7 +139,7 @@ NO_SIGNATURES = jnp.zeros((0, 256), jnp.int8)
 
 def evaluate(train, test=None, k=5, temperature=0.0):
   section = {"knn_k": k, "knn_temperature": temperature}
-  return dict(knn.evaluate(subject(train, test, config={"eval": section})))
+  return dict(knn.evaluate(of_features(train, test, config={"eval": section})))
 
 
 def features_of(mesh, x, labels):

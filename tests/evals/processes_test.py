@@ -2,16 +2,13 @@
 
 import json
 import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 
 from tests.data import pascal
+from tests.program import work_together
 
 # A process of its own imports this file too, and must set up JAX first.
-ROOT = pathlib.Path(__file__).parent.parent.parent
 DEVICES = 4
 
 
@@ -64,28 +61,8 @@ def work(process, count, port, folder, out):
 
 
 def evaluate(count, folder, tmp_path):
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
   outs = [tmp_path / f"{count}_{process}.json" for process in range(count)]
-  running = [
-    subprocess.Popen(
-      [
-        sys.executable,
-        "-c",
-        "from tests.evals.processes_test import work; "
-        f"work({process}, {count}, {port}, {str(folder)!r}, {str(out)!r})",
-      ],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for process, out in enumerate(outs)
-  ]
-  for process in running:
-    text, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, text
+  work_together(__name__, folder, outs)
   return [json.loads(out.read_text()) for out in outs]
 
 

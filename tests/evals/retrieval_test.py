@@ -10,7 +10,7 @@ from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import retrieval
 from odc_jax.evals.features import Features
-from tests.evals.features import subject
+from tests.evals.subjects import of_features
 
 
 def features_of(mesh, x, labels):
@@ -25,7 +25,7 @@ def features_of(mesh, x, labels):
 def evaluate(mesh, train, test=None):
   """Retrieves from features and labels."""
   train, test = (part and features_of(mesh, *part) for part in (train, test))
-  return dict(retrieval.evaluate(subject(train, test)))
+  return dict(retrieval.evaluate(of_features(train, test)))
 
 
 def draw(n, seed, classes=4, d=6):

@@ -1,21 +1,21 @@
-"""A small network and digits, for the tests of evaluators."""
+"""What evaluators are given, for their tests: digits, or features alone."""
 
-import contextlib
 import functools
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs import odc_digits
 from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax.data import augment, loader, sources
+from odc_jax.data import sources
+from odc_jax.data.given import Given
 from odc_jax.data.subset import Subset
 from odc_jax.evals import features
 from odc_jax.evals.subject import Subject, splits
 from odc_jax.methods import METHODS
-from odc_jax.models.functional import functional
-from odc_jax.models.network import build
 from odc_jax.program import assemble
 
 
@@ -45,24 +45,10 @@ def digits(mesh, num_train=256, num_test=128, **overrides) -> Subject:
     jax.device_put(_draw(tree), mesh_lib.replicated(mesh))
     for tree in (program.shapes.params, program.shapes.batch_stats)
   )
-  network = functional(
-    lambda rngs: build(config.model, config.num_clusters, rngs)
-  )
   extract = features.extractor(program.forward, mesh)
 
-  def maps(params, batch_stats, images):
-    images = augment.normalize(config.augment, images)
-    return network.apply_part("backbone", params, batch_stats, images)
-
   def extract_source(source):
-    batches = loader.eval_batches(
-      source,
-      batch_size=128,
-      resize=config.data.eval_resize,
-      crop=config.data.image_size,
-      num_threads=config.data.num_threads,
-    )
-    with contextlib.closing(batches):
+    with features.reading(source, config, mesh) as batches:
       return extract(params, batch_stats, batches, len(source))
 
   whole = sources.make("digits")
@@ -79,10 +65,36 @@ def digits(mesh, num_train=256, num_test=128, **overrides) -> Subject:
     params=params,
     batch_stats=batch_stats,
     forward=program.forward,
-    maps=maps,
+    maps=program.maps,
     train=split[0],
     test=split[1],
     clusters=None,
+    check=lambda: None,
+  )
+
+
+def of_features(train, test=None, *, clusters=None, config=None) -> Subject:
+  """Returns a subject without a network.
+
+  Args:
+    train: `Features` of the training set.
+    test: Of the test set, if there is one.
+    clusters: The run's own, of the training set.
+    config: What the evaluator reads of it, as nested dicts.
+  """
+  nothing: Any = None
+  images = Given([np.zeros((2, 2, 3), np.uint8)])  # nobody reads them
+  sets = splits(images, train, None if test is None else images, test)
+  return Subject(
+    config=ConfigDict(config or {}),
+    mesh=mesh_lib.make_mesh(),
+    params=None,
+    batch_stats=None,
+    forward=nothing,
+    maps=nothing,
+    train=sets[0],
+    test=sets[1],
+    clusters=clusters,
     check=lambda: None,
   )
 
