@@ -99,6 +99,16 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
   return config
 
 
+def clusterings(config: Config) -> tuple[int, ...]:
+  """Returns k of every clustering: the one handed over, then the others."""
+  return config.num_clusters, *config.get("extra_clusters", ())
+
+
+def steps_per_epoch(config: Config) -> int:
+  """Returns the whole batches in the data set."""
+  return config.num_examples // config.batch_size
+
+
 def check_values(config: Config) -> None:
   """Raises a UserError where a number makes no sense, whatever the data."""
   for name, least in _LEAST.items():

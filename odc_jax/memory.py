@@ -8,6 +8,7 @@ it is replicated. All functions are pure.
 Source: OpenSelfSup models/memories/odc_memory.py.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,20 @@ class SampleMemory(NamedTuple):
 
   features: Float[Array, "n d"]
   assignments: Int[Array, "n"]
+  previous: Int[Array, "n"]
+
+
+class Labels(NamedTuple):
+  """Clusters of every image, for methods that keep no features of them.
+
+  Attributes:
+    assignments: A column for each clustering, [0, k) of that one; k where an
+      image has none yet, and on pad rows.
+    previous: Those of the first clustering when this epoch began, or before
+      the last re-clustering.
+  """
+
+  assignments: Int[Array, "n h"]
   previous: Int[Array, "n"]
 
 
@@ -70,6 +85,90 @@ def last_occurrence(index: Int[Array, "b"]) -> Bool[Array, "b"]:
   same = index[:, None] == index[None, :]
   later = jnp.triu(same, k=1)
   return ~jnp.any(later, axis=1)
+
+
+def no_labels(num_examples: int, num_clusters: Sequence[int]) -> Labels:
+  """Returns labels of images that have no cluster yet.
+
+  Args:
+    num_examples: Images; rows are padded.
+    num_clusters: k of every clustering.
+  """
+  n = padded_rows(num_examples)
+  none = jnp.array(num_clusters, jnp.int32)
+  return Labels(
+    jnp.broadcast_to(none[None, :], (n, len(num_clusters))),
+    jnp.full((n,), num_clusters[0], jnp.int32),
+  )
+
+
+def relabel(
+  labels: Labels,
+  sizes: Int[Array, "k"],
+  index: Int[Array, "b"],
+  clusters: Int[Array, "b h"],
+) -> tuple[Labels, Int[Array, "k"], Float[Array, ""]]:
+  """Gives images new clusters; of duplicates the last one wins.
+
+  Args:
+    labels: Of all images.
+    sizes: Images in each cluster of the first clustering, replicated.
+    index: The images.
+    clusters: Their new clusters in every clustering.
+
+  Returns:
+    Labels, sizes, and which share of the batch changed its first cluster.
+  """
+  n, k = labels.assignments.shape[0], sizes.shape[0]
+  old = labels.assignments[index, 0]
+  change = jnp.mean(old != clusters[:, 0])
+  target = jnp.where(last_occurrence(index), index, n)
+  # The whole batch on every device before it meets the replicated sizes.
+  there, old, new = mesh_lib.replicate((target < n, old, clusters[:, 0]))
+  sizes = sizes.at[jnp.where(there, old, k)].add(-1, mode="drop")
+  sizes = sizes.at[jnp.where(there, new, k)].add(1, mode="drop")
+  assignments = labels.assignments.at[target].set(clusters, mode="drop")
+  return labels._replace(assignments=assignments), sizes, change
+
+
+def cluster_sizes(
+  assignments: Int[Array, "n"], num_clusters: int
+) -> Int[Array, "k"]:
+  """Counts the rows of every cluster; moves one [k] between the devices."""
+
+  def local(assignments):
+    sizes = jnp.zeros((num_clusters,), jnp.int32)
+    return jax.lax.psum(sizes.at[assignments].add(1, mode="drop"), AXIS)
+
+  return mesh_lib.per_shard(local, in_specs=ROWS, out_specs=REPLICATED)(
+    assignments
+  )
+
+
+def at_epoch_start(
+  labels: Labels, step: Int[Array, ""], steps_per_epoch: int
+) -> Labels:
+  """Remembers the clusters of before the epoch, at its first step."""
+  previous = jax.lax.cond(
+    step % steps_per_epoch == 0,
+    lambda: labels.assignments[:, 0],
+    lambda: labels.previous,
+  )
+  return labels._replace(previous=previous)
+
+
+def size_scalars(sizes: Int[Array, "k"]) -> dict[str, Array]:
+  """Returns what to log of the clusters' sizes: `cluster/...`."""
+  share = sizes / jnp.maximum(1, jnp.sum(sizes))
+  entropy = -jnp.sum(
+    jnp.where(sizes > 0, share * jnp.log(jnp.where(sizes > 0, share, 1)), 0.0)
+  )
+  return {
+    "cluster/empty": jnp.sum(sizes == 0),
+    "cluster/min_size": jnp.min(sizes),
+    "cluster/max_size": jnp.max(sizes),
+    "cluster/entropy": entropy,
+  }
 
 
 def gather(

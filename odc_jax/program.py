@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from odc_jax import config as config_lib
 from odc_jax import memory, optim, xla
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
@@ -85,12 +86,14 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   network = functional(
     lambda rngs: build(
       config.model,
-      config.num_clusters,
+      config_lib.clusterings(config),
       rngs,
       in_channels=2 if config.augment.sobel else 3,
+      head=method.HEAD,
+      views_together=method.VIEWS_TOGETHER,
     )
   )
-  steps_per_epoch = config.num_examples // config.batch_size
+  steps_per_epoch = config_lib.steps_per_epoch(config)
   optimizer = optim.make(config.optimizer, steps_per_epoch)
   init = state_lib.init_function(
     config, method, network, optimizer, config.num_examples
@@ -100,8 +103,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   _check_rows(shapes, shardings, mesh.size)
 
   def augmentation(key, images, index):
-    # The network sees the first view alone.
-    return augment.augment_views(config.augment, key, images, index)[:, 0]
+    return augment.augment_views(config.augment, key, images, index)
 
   def forward(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
@@ -120,8 +122,8 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   )
   size = config.data.image_size
   batch = {
-    "image": jax.ShapeDtypeStruct(
-      (config.batch_size, 1, size, size, 3), jnp.uint8
+    "image": (
+      jax.ShapeDtypeStruct((config.batch_size, 1, size, size, 3), jnp.uint8),
     ),
     "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   }
@@ -162,7 +164,7 @@ def make_judge(network: Functional):
     similarity = _entry(cosines, cluster)
     is_own = jnp.arange(cosines.shape[1])[None, :] == cluster[:, None]
     others = jnp.where(is_own, -jnp.inf, cosines)
-    logits = network.apply_part("head", params, batch_stats, embeddings)
+    (logits, *_) = network.apply_part("head", params, batch_stats, embeddings)
     return Judgement(
       nearest,
       similarity,
@@ -232,7 +234,8 @@ def make_step(
     method: A module of `METHODS`.
     network: The model as pure functions.
     optimizer: An optax transform.
-    augmentation: (key, images, index) -> float32 images.
+    augmentation: (key, images, index) -> a tuple of float32 views,
+      [b, v, h, w, c].
   """
 
   def step(state: TrainState, batch: dict[str, jax.Array]):
@@ -241,26 +244,28 @@ def make_step(
     images = augmentation(augment_key, batch["image"], batch["index"])
 
     def loss_function(params):
-      outputs, batch_stats = network.apply(
+      views, batch_stats = network.apply(
         params, state.batch_stats, images, network_key, train=True
       )
-      targets = method.targets(state.method, outputs, batch)
+      targets = method.targets(
+        config, state.method, jax.lax.stop_gradient(views), batch, state.step
+      )
       targets = jax.lax.stop_gradient(targets)
-      loss, aux = method.loss(config, outputs, targets, state.method)
-      return loss, (outputs, batch_stats, aux)
+      loss, aux = method.loss(config, views, targets, state.method)
+      return loss, (views, targets, batch_stats, aux)
 
-    (loss, (outputs, batch_stats, aux)), gradients = jax.value_and_grad(
+    params = method.prepare(state.params)
+    (loss, (views, targets, batch_stats, aux)), gradients = jax.value_and_grad(
       loss_function, has_aux=True
-    )(state.params)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
+    )(params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     method_state, method_aux = method.after_step(
-      config, state.method, outputs, batch, state.step
+      config, state.method, views, targets, batch, state.step
     )
+    embeddings = views[0].embeddings
     new_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=optax.apply_updates(params, updates),
       batch_stats=batch_stats,
       opt_state=opt_state,
       method=method_state,
@@ -269,11 +274,11 @@ def make_step(
     )
     finite = {
       "the loss": jnp.isfinite(loss),
-      "an embedding": jnp.all(jnp.isfinite(outputs.embeddings)),
+      "an embedding": jnp.all(jnp.isfinite(embeddings)),
     }
     scalars = {
       "train/loss": loss,
-      "train/embedding_std": embedding_std(outputs.embeddings),
+      "train/embedding_std": embedding_std(embeddings),
     }
     return new_state, {**scalars, **aux, **method_aux}, finite
 

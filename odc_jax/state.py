@@ -10,7 +10,6 @@ from jaxtyping import Array, Int, Key
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
-from odc_jax.memory import SampleMemory
 from odc_jax.models.functional import Functional
 
 
@@ -84,21 +83,17 @@ def with_fresh_order(
 
 
 def shardings(state: Any, mesh: Mesh) -> Any:
-  """Returns the sharding of every leaf: sample memories by rows, else copies.
+  """Returns the sharding of every leaf: by rows under `samples`, else copies.
 
   Args:
     state: A TrainState, of arrays or of shapes.
     mesh: The devices.
   """
 
-  def of(node):
-    where = (
-      mesh_lib.rows(mesh)
-      if isinstance(node, SampleMemory)
-      else mesh_lib.replicated(mesh)
-    )
-    return jax.tree.map(lambda _: where, node)
+  rows, copies = mesh_lib.rows(mesh), mesh_lib.replicated(mesh)
 
-  return jax.tree.map(
-    of, state, is_leaf=lambda node: isinstance(node, SampleMemory)
-  )
+  def of(path, _):
+    names = (getattr(key, "name", "") for key in path)
+    return rows if "samples" in names else copies
+
+  return jax.tree_util.tree_map_with_path(of, state)

@@ -12,7 +12,7 @@ from odc_jax import memory, optim, program
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.clustering import split
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS, odc
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
@@ -38,14 +38,15 @@ class Recorded(Network):
     self.size_in = size_in
     self.rate = rate
 
-  def __call__(self, images, rngs=None):
+  def __call__(self, views, rngs=None):
+    images = views[0][:, 0]
     x, keep = images[..., : self.size_in], images[:, 0, 0, self.size_in :]
     features = self.backbone(x)[-1][:, 0, 0]
     z = self.neck.hidden(features)
     if not self.neck.drop.deterministic:
       z = z * keep / (1 - self.rate)
     embeddings = self.neck.project(z)
-    return Outputs(features, embeddings, self.head(embeddings))
+    return (Outputs(features, embeddings, self.head(embeddings)),)
 
 
 def params_of(trace, prefix):
@@ -60,7 +61,7 @@ def params_of(trace, prefix):
   return {
     "backbone": {"fc": layer("backbone.fc")},
     "neck": {"fc0": layer("neck.fc0"), "fc1": layer("neck.fc1")},
-    "head": {"fc": layer("head.fc_cls")},
+    "head": {"heads": {"0": {"fc": layer("head.fc_cls")}}},
   }
 
 
@@ -122,10 +123,10 @@ def test_training_follows_the_official_code(
       heads.NonLinearNeck(
         c, hidden, d, dropout=rate, bn_momentum=bn_momentum, rngs=rngs
       ),
-      heads.LinearHead(d, k, rngs=rngs),
+      heads.LinearHeads(d, (k,), rngs=rngs),
     )
 
-  network = functional(make)
+  network, method = functional(make), METHODS["odc"]
   optimizer = optim.make(config.optimizer, n // b)
   init = state_lib.init_function(config, odc, network, optimizer, n)
   shardings = state_lib.shardings(jax.eval_shape(init), mesh)
@@ -151,15 +152,15 @@ def test_training_follows_the_official_code(
   # Gradients of the first step, before weight decay.
   keep = trace.get("dropout_mask", np.ones((num_steps, b, hidden), bool))
   images = np.concatenate([trace["img"], keep.astype(np.float32)], axis=2)
-  images = images[:, :, None, None, :]
+  images = images[:, :, None, None, None, :]
 
   def first_loss(params):
-    outputs, _ = network.apply(
-      params, state.batch_stats, jnp.asarray(images[0]), None, train=True
+    views, _ = network.apply(
+      params, state.batch_stats, (jnp.asarray(images[0]),), None, train=True
     )
     batch = {"index": jnp.asarray(trace["idx"][0])}
-    targets = odc.targets(state.method, outputs, batch)
-    return odc.loss(config, outputs, targets, state.method)[0]
+    targets = odc.targets(config, state.method, views, batch, 0)
+    return odc.loss(config, views, targets, state.method)[0]
 
   assert_close(
     jax.jit(jax.grad(first_loss))(state.params),
@@ -169,7 +170,7 @@ def test_training_follows_the_official_code(
 
   step = jax.jit(
     program.make_step(
-      config, odc, network, optimizer, lambda key, images, index: images
+      config, method, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,
     out_shardings=(shardings, None, None),
@@ -185,7 +186,7 @@ def test_training_follows_the_official_code(
       atol=1e-5,
     )
     batch = jax.device_put(
-      {"image": images[t], "index": index}, mesh_lib.rows(mesh)
+      {"image": (images[t],), "index": index}, mesh_lib.rows(mesh)
     )
     state, scalars, finite = step(state, batch)
     assert all(finite.values())

@@ -147,8 +147,8 @@ def train_batches(
     order: as for `batch_indices`; for samplers that a method brings along.
 
   Returns:
-    An iterator of {"image": uint8 [b_local, v, h, w, 3], or with several kinds
-    of crops a tuple of these, "index": int32 [b_local], "bad": list of the
+    An iterator of {"image": for every kind of crop uint8 [b_local, v, h, w, 3],
+    in a tuple, "index": int32 [b_local], "bad": list of the
     `BadImage`s that were met, "seconds": CPU time that the batch took}. Call
     `close()` when done: it ends the threads and workers.
 
@@ -302,7 +302,7 @@ class _ReadTrainBatch:
       for kind, pixels in zip(images, views, strict=True):
         kind[i] = pixels
     return {
-      "image": images[0] if len(images) == 1 else images,
+      "image": images,
       "index": index,
       "bad": bad,
       "seconds": time.thread_time() - start,

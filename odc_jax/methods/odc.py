@@ -10,13 +10,13 @@ small clusters. Classifier, clusters and centroids drift together; nothing is
 ever reset.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from odc_jax import config as config_lib
 from odc_jax import losses, memory
 from odc_jax.clustering import assign
 from odc_jax.clustering.kmeans import kmeans
@@ -85,7 +85,13 @@ def init(config: Config, num_examples: int, key) -> ODCState:
   )
 
 
-def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
+def recluster_due(config: Config, step: int) -> bool:
+  """Returns whether this is the first step; never again after it."""
+  del config
+  return step == 0
+
+
+def recluster(config: Config, state: ODCState, passes, step: int) -> ODCState:
   """Fills both memories from a first k-means.
 
   k-means runs on the unit embeddings of the randomly initialised network in
@@ -94,16 +100,16 @@ def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
   Args:
     config: Reads `num_clusters`, `num_examples`, `seed`, `odc.*`.
     state: Empty memories.
-    extract: () -> embeddings of all images, [n, d], rows split and padded as
-      the memory's.
+    passes: Over the images, in evaluation mode.
+    step: 0.
 
   Returns:
     Filled memories.
 
   Source: OpenSelfSup hooks/deepcluster_hook.py, odc_memory.py:init_memory.
   """
-  del state
-  embeddings = extract()
+  del state, step
+  embeddings = passes.embeddings()
 
   @jax.jit
   def fill(embeddings):
@@ -130,24 +136,14 @@ def recluster(config: Config, state: ODCState, extract: Callable) -> ODCState:
   return fill(embeddings)
 
 
-def clusters(state: ODCState) -> Int[Array, "n"]:
-  """Returns the cluster of every image; pad rows carry k."""
-  return state.samples.assignments
-
-
-def previous_clusters(state: ODCState) -> Int[Array, "n"]:
-  """Returns the clusters as they were when this epoch began."""
-  return state.samples.previous
-
-
 def dissolved_clusters(state: ODCState) -> Int[Array, ""]:
   """Returns how many clusters were dissolved since this epoch began."""
   return state.dissolved
 
 
-def targets(state: ODCState, outputs, batch) -> Targets:
+def targets(config: Config, state: ODCState, views, batch, step) -> Targets:
   """Returns the clusters that the memory holds for the batch."""
-  del outputs
+  del config, views, step
   _, clusters = memory.gather(state.samples, batch["index"])
   return Targets(clusters)
 
@@ -162,19 +158,21 @@ def class_weights(counts: Int[Array, "k"], power: float) -> Float[Array, "k"]:
   return weights / jnp.sum(weights)
 
 
-def loss(config: Config, outputs, targets: Targets, state: ODCState):
+def loss(config: Config, views, targets: Targets, state: ODCState):
   """Returns the re-weighted cross-entropy and what to log."""
+  (outputs,) = views
+  (logits,) = outputs.logits
   value = losses.weighted_cross_entropy(
-    outputs.logits,
+    logits,
     targets.clusters,
     class_weights(state.centroids.counts, config.odc.reweight_power),
     config.model.group_size,
   )
-  accuracy = losses.accuracy(outputs.logits, targets.clusters)
+  accuracy = losses.accuracy(logits, targets.clusters)
   return value, {"train/cluster_accuracy": accuracy}
 
 
-def after_step(config: Config, state: ODCState, outputs, batch, step):
+def after_step(config: Config, state: ODCState, views, targets, batch, step):
   """Updates both memories with the features of this step's forward pass.
 
   In the official order: write the samples, assign them by the centroids of
@@ -183,17 +181,20 @@ def after_step(config: Config, state: ODCState, outputs, batch, step):
   Args:
     config: Reads `odc.*`, `seed`, `batch_size`, `num_examples`.
     state: The memories that `targets` saw.
-    outputs: Of the train-mode network, embeddings [b, d].
+    views: One view of the train-mode network, embeddings [b, d].
+    targets: Unused: the memory's rows are looked up with the features.
     batch: With `index`, int32 [b].
     step: The number of this step, from 0.
 
   Returns:
     The memories and the `cluster/...` scalars of `metrics.SCALARS`.
   """
+  del targets
   odc = config.odc
+  (outputs,) = views
   samples, centroids, dissolved_before = state
   index = batch["index"]
-  steps_per_epoch = config.num_examples // config.batch_size
+  steps_per_epoch = config_lib.steps_per_epoch(config)
 
   epoch_begins = step % steps_per_epoch == 0
   samples = samples._replace(
@@ -248,15 +249,9 @@ def after_step(config: Config, state: ODCState, outputs, batch, step):
 
   dissolved_epoch = jnp.where(epoch_begins, 0, dissolved_before) + dissolved
 
-  counts = centroids.counts
-  share = counts / jnp.sum(counts)
-  entropy = -jnp.sum(jnp.where(counts > 0, share * jnp.log(share), 0.0))
   return ODCState(samples, centroids, dissolved_epoch), {
     "cluster/label_change": label_change,
-    "cluster/empty": jnp.sum(counts == 0),
-    "cluster/min_size": jnp.min(counts),
-    "cluster/max_size": jnp.max(counts),
-    "cluster/entropy": entropy,
+    **memory.size_scalars(centroids.counts),
     "cluster/dissolved": dissolved,
     "cluster/dissolved_epoch": dissolved_epoch,
   }

@@ -1,5 +1,6 @@
-"""What sits on a backbone: ODC's neck, and linear classifiers."""
+"""What sits on a backbone: necks, predictors, classifiers and prototypes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,257 @@ class NonLinearNeck(nnx.Module):
       ValueError: in training with dropout, if there is no `rngs`.
     """
     return self.project(self.drop(self.hidden(features), rngs=rngs))
+
+
+class Projection(nnx.Module):
+  """Linear layers with BatchNorm and ReLU between them.
+
+  The projection of SwAV (`mlp2`), that of CoKe and SeCu on ImageNet (`mlp3`),
+  and the predictor of the latter two.
+
+  Source: SwAV src/resnet50.py: projection_head; SeCu secu/builder.py,
+  secu/builder_imagenet.py.
+  """
+
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    *,
+    norm_last: bool = False,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the layers.
+
+    Args:
+      sizes: of the input, of every hidden layer, and of the output.
+      norm_last: whether a BatchNorm follows the last layer too.
+      dtype: what the layers compute in; parameters are float32.
+      rngs: source of the initial weights.
+    """
+    # torch's default: uniform within 1 / sqrt(fan_in).
+    init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    self.layers = nnx.List(
+      [
+        nnx.Linear(
+          size_in,
+          size_out,
+          kernel_init=init,
+          dtype=dtype,
+          param_dtype=jnp.float32,
+          rngs=rngs,
+        )
+        for size_in, size_out in itertools.pairwise(sizes)
+      ]
+    )
+    normed = sizes[1:] if norm_last else sizes[1:-1]
+    self.norms = nnx.List([norm.BatchNorm(size) for size in normed])
+
+  def __call__(
+    self, x: Float[Array, "b c"], rngs: nnx.Rngs | None = None
+  ) -> Float[Array, "b d"]:
+    """Projects, float32: [b, c] -> [b, d].
+
+    Args:
+      x: features, or embeddings where this is a predictor.
+      rngs: not needed.
+    """
+    del rngs
+    for i, layer in enumerate(self.layers):
+      x = layer(x)
+      if i < len(self.norms):
+        x = self.norms[i](x)
+      if i < len(self.layers) - 1:
+        x = jax.nn.relu(x)
+    return x.astype(jnp.float32)
+
+
+class FullyConnectedNeck(nnx.Module):
+  """The first two fully connected layers of AlexNet and VGG.
+
+  The embeddings are what comes before the second ReLU: DeepCluster clusters
+  these. The head begins with that ReLU.
+
+  Source: deepcluster models/alexnet.py, models/vgg16.py, main.py (the last
+  ReLU is cut for the features and appended again for training).
+  """
+
+  flattens = True
+
+  def __init__(
+    self,
+    in_features: int,
+    hidden: int = 4096,
+    out: int = 4096,
+    *,
+    dropout: float = 0.5,
+    drop_input: bool = True,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the layers, N(0, 0.01^2) with bias 0.
+
+    Args:
+      in_features: size of the flattened last map.
+      hidden: width of the first layer.
+      out: of the second, d.
+      dropout: probability with which a unit is dropped in training.
+      drop_input: whether inputs are dropped too (AlexNet, not VGG).
+      dtype: what the layers compute in; parameters are float32.
+      rngs: source of the initial weights.
+    """
+
+    def linear(size_in: int, size_out: int) -> nnx.Linear:
+      return nnx.Linear(
+        size_in,
+        size_out,
+        kernel_init=nnx.initializers.normal(0.01),
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+      )
+
+    self.fc6 = linear(in_features, hidden)
+    self.fc7 = linear(hidden, out)
+    self.drop = nnx.Dropout(dropout)
+    self.drop_input = drop_input
+
+  def __call__(
+    self, x: Float[Array, "b m"], rngs: nnx.Rngs | None = None
+  ) -> Float[Array, "b d"]:
+    """Returns the second layer before its ReLU, float32: [b, m] -> [b, d].
+
+    Args:
+      x: the flattened last map.
+      rngs: source of the dropout masks; not needed in evaluation.
+    """
+    if self.drop_input:
+      x = self.drop(x, rngs=rngs)
+    x = self.drop(jax.nn.relu(self.fc6(x)), rngs=rngs)
+    return self.fc7(x).astype(jnp.float32)
+
+
+class LinearHeads(nnx.Module):
+  """Linear classifiers on the same embeddings, one for each clustering."""
+
+  def __init__(
+    self,
+    in_features: int,
+    num_clusters: Sequence[int],
+    *,
+    relu: bool = False,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates them.
+
+    Args:
+      in_features: size of an embedding, d.
+      num_clusters: of every clustering, k.
+      relu: whether the embeddings first pass a ReLU.
+      dtype: what the layers compute in; parameters are float32.
+      rngs: source of the initial weights.
+    """
+    self.heads = nnx.List(
+      [LinearHead(in_features, k, dtype=dtype, rngs=rngs) for k in num_clusters]
+    )
+    self.relu = relu
+
+  def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
+    """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
+    if self.relu:
+      x = jax.nn.relu(x)
+    return tuple(head(x) for head in self.heads)
+
+  def prototypes(self) -> tuple[Array, ...]:
+    """Returns (): these have biases, and their lengths mean something."""
+    return ()
+
+
+class Prototypes(nnx.Module):
+  """Vectors whose dot products with the embeddings are the logits.
+
+  Source: SwAV src/resnet50.py: MultiPrototypes. The step keeps them at unit
+  length (`methods.swav.prepare`).
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    num_clusters: Sequence[int],
+    *,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates them.
+
+    Args:
+      in_features: size of an embedding, d.
+      num_clusters: of every clustering, k.
+      dtype: what the products are computed in; parameters are float32.
+      rngs: source of the initial weights.
+    """
+    init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    self.kernels = nnx.List(
+      [
+        nnx.Param(init(rngs.params(), (in_features, k), jnp.float32))
+        for k in num_clusters
+      ]
+    )
+    self.dtype = dtype
+
+  def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
+    """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
+    return tuple(
+      jnp.matmul(x.astype(self.dtype), kernel[...].astype(self.dtype)).astype(
+        jnp.float32
+      )
+      for kernel in self.kernels
+    )
+
+  def prototypes(self) -> tuple[Array, ...]:
+    """Returns the vectors, [k, d] for each clustering."""
+    return tuple(kernel[...].T for kernel in self.kernels)
+
+
+class Centers(nnx.Module):
+  """Unit vectors that learn from the logits; the embeddings do not.
+
+  Source: SeCu secu/builder.py: the centres are parameters, normalised where
+  they are used, and meet detached features.
+  """
+
+  def __init__(
+    self, in_features: int, num_clusters: Sequence[int], *, rngs: nnx.Rngs
+  ):
+    """Creates them: normal, scaled to unit length.
+
+    Args:
+      in_features: size of an embedding, d.
+      num_clusters: of every clustering, k.
+      rngs: source of the initial weights.
+    """
+
+    def centers(k):
+      x = jax.random.normal(rngs.params(), (in_features, k))
+      return nnx.Param(x / jnp.linalg.norm(x, axis=0, keepdims=True))
+
+    self.kernels = nnx.List([centers(k) for k in num_clusters])
+
+  def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
+    """Returns cosines of unit rows, float32: [b, d] -> [b, k] each."""
+    x = jax.lax.stop_gradient(x)
+    return tuple(
+      jnp.matmul(x, center.T, precision="highest")
+      for center in self.prototypes()
+    )
+
+  def prototypes(self) -> tuple[Array, ...]:
+    """Returns the unit vectors, [k, d] for each clustering."""
+    return tuple(
+      (kernel[...] / jnp.linalg.norm(kernel[...], axis=0, keepdims=True)).T
+      for kernel in self.kernels
+    )
 
 
 class LinearHead(nnx.Module):

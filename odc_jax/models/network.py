@@ -1,8 +1,10 @@
 """Backbone, neck and head, put together and built from a config."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
@@ -15,56 +17,149 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Outputs(NamedTuple):
-  """What one forward pass yields, all of it float32.
+  """What one forward pass yields of one view, all of it float32.
 
   Attributes:
     features: the backbone's last map, averaged over space, [b, c].
-    embeddings: what the neck makes of them, [b, d].
-    logits: what the head makes of those, [b, k].
+    embeddings: what the neck makes of it, [b, d]; unit rows where the network
+      normalises.
+    logits: what the head makes of those, [b, k] for each of its clusterings.
+    predictions: what the predictor makes of the embeddings, [b, d] unit rows;
+      None without a predictor.
+    prediction_logits: what the head makes of the predictions.
+    prototypes: a head's vectors, [k, d] for each clustering, where the logits
+      are dot products with such.
   """
 
   features: Float[Array, "b c"]
   embeddings: Float[Array, "b d"]
-  logits: Float[Array, "b k"]
+  logits: tuple[Float[Array, "b _"], ...] = ()
+  predictions: Float[Array, "b d"] | None = None
+  prediction_logits: tuple[Float[Array, "b _"], ...] = ()
+  prototypes: tuple[Float[Array, "_ d"], ...] = ()
 
 
 class Network(nnx.Module):
-  """A backbone, a neck and a head.
+  """A backbone, a neck, a head and perhaps a predictor.
 
-  The parameters' top-level keys are the names of these three attributes, and
-  the optimiser tells its parts by them.
+  The parameters' top-level keys are the names of these attributes, and the
+  optimiser tells its parts by them.
   """
 
-  def __init__(self, backbone: nnx.Module, neck: nnx.Module, head: nnx.Module):
+  def __init__(
+    self,
+    backbone: nnx.Module,
+    neck: nnx.Module | None,
+    head: nnx.Module | None,
+    predictor: nnx.Module | None = None,
+    *,
+    unit: bool = False,
+    views_together: bool = True,
+  ):
     """Composes the network.
 
     Args:
       backbone: images [b, h, w, 3] (or as many channels as it was built for)
         -> list of feature maps [b, h', w', c].
-      neck: features [b, c], rngs -> embeddings [b, d].
-      head: embeddings [b, d] -> logits [b, k].
+      neck: features [b, c], rngs -> embeddings [b, d]. One whose `flattens` is
+        true takes the whole last map instead, [b, h' w' c]. None: the features
+        are the embeddings.
+      head: embeddings [b, d] -> logits, [b, k] for each clustering; with
+        `prototypes()`. None: there is no head, the method has centroids.
+      predictor: embeddings [b, d] -> predictions [b, d].
+      unit: whether embeddings and predictions get unit length (the predictor
+        takes the embeddings as the neck gives them).
+      views_together: whether the views of a batch are one batch to BatchNorm
+        (those of one size in the backbone, all of them behind it), as SwAV
+        does it; else each view has statistics of its own.
     """
     self.backbone = backbone
     self.neck = neck
     self.head = head
+    self.predictor = predictor
+    self.unit = unit
+    self.views_together = views_together
 
-  def __call__(
-    self, images: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None
-  ) -> Outputs:
-    """Runs all three.
+  def __call__(self, images: Any, rngs: nnx.Rngs | None = None) -> Any:
+    """Runs all parts.
 
     Args:
-      images: normalised, [b, h, w, c]; c as the backbone was built for.
+      images: normalised, [b, h, w, c], c as the backbone was built for; or,
+        in training, a tuple of [b, v, h, w, c]: views of one or several sizes.
       rngs: source of the dropout mask; not needed in evaluation.
 
     Returns:
-      The three stages' outputs.
+      The parts' outputs; of views a tuple, `Outputs` for each of them.
     """
+    if not isinstance(images, tuple):
+      return self._outputs(*self._pooled(images), rngs)
+    if not self.views_together:
+      return tuple(
+        self._outputs(*self._pooled(kind[:, view]), rngs)
+        for kind in images
+        for view in range(kind.shape[1])
+      )
+    pooled = [self._pooled_views(kind) for kind in images]
+    features, inputs = (
+      jnp.concatenate(parts, axis=1) for parts in zip(*pooled, strict=True)
+    )
+    b, v = features.shape[:2]
+    outputs = self._outputs(
+      features.reshape(b * v, -1), inputs.reshape(b * v, -1), rngs
+    )
+    return tuple(_view(outputs, view, v) for view in range(v))
+
+  def _pooled(self, images):
+    """Returns the features, [b, c], and what the neck takes, [b, m]."""
     last = self.backbone(images)[-1]
     # In float32: an average over 49 bfloat16 values would be a rough one.
     features = jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
-    embeddings = self.neck(features, rngs)
-    return Outputs(features, embeddings, self.head(embeddings))
+    if getattr(self.neck, "flattens", False):
+      return features, last.reshape(last.shape[0], -1)
+    return features, features
+
+  def _pooled_views(self, images):
+    """Does the same to views of one size: [b, v, ...] -> [b, v, _]."""
+    b, v = images.shape[:2]
+    # Examples stay side by side: no device hands over a view of its own.
+    flat = self._pooled(images.reshape(b * v, *images.shape[2:]))
+    return tuple(array.reshape(b, v, -1) for array in flat)
+
+  def _outputs(self, features, inputs, rngs):
+    embeddings = inputs if self.neck is None else self.neck(inputs, rngs)
+    predictions = None
+    if self.predictor is not None:
+      predictions = self.predictor(embeddings)
+    if self.unit:
+      embeddings = _unit(embeddings)
+      predictions = None if predictions is None else _unit(predictions)
+    if self.head is None:
+      return Outputs(features, embeddings, predictions=predictions)
+    return Outputs(
+      features,
+      embeddings,
+      self.head(embeddings),
+      predictions,
+      () if predictions is None else self.head(predictions),
+      self.head.prototypes(),
+    )
+
+
+def _view(outputs: Outputs, view: int, num_views: int) -> Outputs:
+  """Takes one view out of the outputs of all, [b v, ...]."""
+
+  def of(array):
+    return array.reshape(-1, num_views, *array.shape[1:])[:, view]
+
+  taken = jax.tree.map(of, outputs._replace(prototypes=()))
+  return taken._replace(prototypes=outputs.prototypes)
+
+
+def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+  """Returns x / |x|, as torch's F.normalize guards it."""
+  # Not through the norm of a zero row, whose gradient is NaN.
+  squared = jnp.sum(x * x, axis=1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
 class Classifier(nnx.Module):
@@ -96,33 +191,67 @@ class Classifier(nnx.Module):
 
 def build(
   config: ml_collections.ConfigDict,
-  num_clusters: int,
+  num_clusters: int | Sequence[int],
   rngs: nnx.Rngs,
   *,
   in_channels: int = 3,
+  head: str = "linear",
+  views_together: bool = True,
 ) -> Network:
   """Builds the network that a config describes.
 
   Args:
-    config: section with the keys `name`, `stem`, `width`, `dtype`,
+    config: section with the keys `name`, `stem`, `width`, `dtype`, `neck` (one
+      of `NECKS`; "nonlinear" if left out), and what that neck reads of
       `neck_hidden`, `embedding_dim`, `dropout`, `neck_bn_momentum` and
       `group_size`. The last is the neck's alone: the official backbone's
-      BatchNorm is synchronised.
-    num_clusters: outputs of the head, k.
+      BatchNorm is synchronised. `predictor`, if there is one, is whether there
+      is to be a predictor.
+    num_clusters: outputs of the head, k, of every clustering.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
+    head: one of `HEADS`, as the method wants it. All but "linear" see unit
+      embeddings.
+    views_together: as for `Network`.
 
   Returns:
     The network, in training mode.
 
   Raises:
-    UserError: if `name`, `stem` or `dtype` is not one that there is.
+    UserError: if `name`, `stem`, `dtype` or `neck` is not one that there is.
   """
   # To a type checker, each value of a ConfigDict may be anything it can hold.
   section: Any = config
   backbone = build_backbone(section, rngs, in_channels=in_channels)
   dtype = DTYPES[section.dtype]
-  neck = heads.NonLinearNeck(
+  kind = section.get("neck", "nonlinear")
+  _check("neck", kind, NECKS)
+  neck, size = (
+    NECKS[kind](section, backbone, dtype, rngs),
+    section.embedding_dim,
+  )
+  if neck is None:
+    size = backbone.num_features
+  if isinstance(num_clusters, int):
+    num_clusters = (num_clusters,)
+  make_head = HEADS[head]
+  predictor = None
+  if section.get("predictor", False):
+    predictor = heads.Projection(
+      (size, section.neck_hidden, size), dtype=dtype, rngs=rngs
+    )
+  return Network(
+    backbone,
+    neck,
+    make_head(kind, size, num_clusters, dtype, rngs),
+    predictor,
+    unit=head != "linear",
+    views_together=views_together,
+  )
+
+
+def _nonlinear(section, backbone, dtype, rngs):
+  return heads.NonLinearNeck(
     backbone.num_features,
     section.neck_hidden,
     section.embedding_dim,
@@ -132,10 +261,60 @@ def build(
     dtype=dtype,
     rngs=rngs,
   )
-  head = heads.LinearHead(
-    section.embedding_dim, num_clusters, dtype=dtype, rngs=rngs
+
+
+def _mlp(section, backbone, dtype, rngs, *, num_hidden, norm_last):
+  hidden = (section.neck_hidden,) * num_hidden
+  return heads.Projection(
+    (backbone.num_features, *hidden, section.embedding_dim),
+    norm_last=norm_last,
+    dtype=dtype,
+    rngs=rngs,
   )
-  return Network(backbone, neck, head)
+
+
+def _fully_connected(section, backbone, dtype, rngs):
+  return heads.FullyConnectedNeck(
+    backbone.num_flat,
+    section.neck_hidden,
+    section.embedding_dim,
+    dropout=section.dropout,
+    drop_input=backbone.drops_input,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
+# What makes embeddings of a backbone's features: (section `model`, backbone,
+# dtype, rngs) -> module, or None where the features are the embeddings.
+NECKS: dict[str, Callable[..., Any]] = {
+  "nonlinear": _nonlinear,
+  "mlp2": functools.partial(_mlp, num_hidden=1, norm_last=False),
+  "mlp3": functools.partial(_mlp, num_hidden=2, norm_last=True),
+  "fc": _fully_connected,
+  "none": lambda *_: None,
+}
+
+
+def _linear_heads(neck, size, num_clusters, dtype, rngs):
+  # The last ReLU of fully connected layers is behind the embeddings.
+  return heads.LinearHeads(
+    size, num_clusters, relu=neck == "fc", dtype=dtype, rngs=rngs
+  )
+
+
+# What makes logits of embeddings: (name of the neck, d, every k, dtype, rngs)
+# -> module, or None where the method does without.
+HEADS: dict[str, Callable[..., Any]] = {
+  "linear": _linear_heads,
+  "prototypes": lambda _, size, ks, dtype, rngs: heads.Prototypes(
+    size, ks, dtype=dtype, rngs=rngs
+  ),
+  "centers": lambda _, size, ks, dtype, rngs: heads.Centers(
+    size, ks, rngs=rngs
+  ),
+  "none": lambda *_: None,
+}
 
 
 def build_backbone(

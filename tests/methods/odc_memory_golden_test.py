@@ -54,8 +54,8 @@ def start(trace, mesh):
 
 def step_function(config):
   def step(state, feature, index, t):
-    outputs = Outputs(feature, feature, feature)
-    return odc.after_step(config, state, outputs, {"index": index}, t)
+    views = (Outputs(feature, feature),)
+    return odc.after_step(config, state, views, None, {"index": index}, t)
 
   return jax.jit(step)
 
