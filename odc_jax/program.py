@@ -305,7 +305,7 @@ def make_step(
       [b, v, h, w, c].
   """
 
-  def step(state: TrainState, batch: dict[str, jax.Array]):
+  def step(state: TrainState, batch: dict[str, Any]):
     key = jax.random.fold_in(state.key, state.step)
     augment_key, network_key = jax.random.split(key)
     images = augmentation(augment_key, batch["image"], batch["index"])
