@@ -21,8 +21,9 @@ from odc_jax import processes
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 from odc_jax.interop import names
-from odc_jax.models import alexnet, stack, vgg
+from odc_jax.models import stack
 from odc_jax.models.functional import Tree
+from odc_jax.models.network import STACKS
 
 # What an export holds, and the first of them a hub's.
 BACKBONE_FILE = "model.safetensors"
@@ -65,8 +66,6 @@ _DEPTHS = {
   "resnet34": ((3, 4, 6, 3), 2),
   "resnet50": ((3, 4, 6, 3), 3),
 }
-
-_STACKS = {"alexnet": alexnet.STAGES, "vgg16": vgg.STAGES}
 
 # Their first layer; the official code wraps what is under `features` alone.
 _FIRST = re.compile(r"(?:^|.*\.)features\.(module\.)?0\.weight$")
@@ -426,7 +425,7 @@ def _check_backbone(path, found, wanted):
   if any(not name.startswith(("layer", "features")) for name in strange):
     remedies.append("save it without what is no part of the backbone")
   remedies.append(
-    f"layers other than those of {', '.join([*_DEPTHS, *_STACKS])} are not here"
+    f"layers other than those of {', '.join([*_DEPTHS, *STACKS])} are not here"
   )
   advice = "; ".join(remedies)
   raise UserError(f"{problem}. {advice[0].upper()}{advice[1:]}")
@@ -499,7 +498,7 @@ def _describe_stack(shapes):
     for name, shape in shapes.items()
     if len(shape) == 4
   ]
-  for name, stages in _STACKS.items():
+  for name, stages in STACKS.items():
     convs, place = [], 0
     for layer in (layer for stage in stages for layer in stage):
       if isinstance(layer, stack.Conv):

@@ -276,9 +276,9 @@ def _mlp(section, backbone, dtype, rngs, *, num_hidden, norm_last):
 
 
 def _fully_connected(section, backbone, dtype, rngs):
-  if section.name not in _STACKS:
+  if section.name not in STACKS:
     raise errors.UserError(
-      f"model.neck='fc' is for {' and '.join(_STACKS)}, not {section.name}"
+      f"model.neck='fc' is for {' and '.join(STACKS)}, not {section.name}"
     )
   return heads.FullyConnectedNeck(
     backbone.num_flat,
@@ -325,7 +325,7 @@ HEADS: dict[str, Callable[..., Any]] = {
 
 # The layers of those backbones that have but the one stem, and convolutions
 # whose maps shrink until nothing is left of a small image.
-_STACKS: dict[str, stack.Stages] = {
+STACKS: dict[str, stack.Stages] = {
   "alexnet": alexnet.STAGES,
   "vgg16": vgg.STAGES,
 }
@@ -347,10 +347,10 @@ def check_image_size(
     image_size: side of the images.
   """
   section: Any = config
-  if section.name not in _STACKS:
+  if section.name not in STACKS:
     return
   found, made_for = (
-    stack.last_side(_STACKS[section.name], size)
+    stack.last_side(STACKS[section.name], size)
     for size in (image_size, stack.PUBLISHED_SIZE)
   )
   remedy = f"take --config.data.image_size={stack.PUBLISHED_SIZE}"
@@ -385,7 +385,7 @@ def build_backbone(
   """
   section: Any = config
   _check("name", section.name, BACKBONES)
-  one_stem = section.name in _STACKS
+  one_stem = section.name in STACKS
   stems = resnet.STEMS[:1] if one_stem else resnet.STEMS
   if section.stem not in stems:
     raise errors.UserError(

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from odc_jax import UserError
-from odc_jax.interop import export
+from odc_jax.interop import export, model_card
 from odc_jax.interop.torch import load_into
 from tests.interop.networks import (
   assert_equal,
@@ -145,6 +145,39 @@ def test_layers_that_are_not_here_are_refused(change, words, save):
   assert "--config" not in str(caught.value)
 
 
+def test_what_is_written_comes_back(tmp_path):
+  """And nothing for timm, which has no such network."""
+  config = whole("vgg16")
+  weights = random_weights(config)
+  arrays = export.state_dict(*weights, 7)
+  assert model_card.timm_config(config) is None
+  card = model_card.card(config, 7, {}, finished=True)
+  assert "timm" not in card.split("## Config")[0].split("## Input")[0]
+  export.write_files(tmp_path, arrays, None, card)
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "README.md",
+    "model.safetensors",
+    "neck_and_head.safetensors",
+  }
+  loaded = load_into(tmp_path, *zeros(config))
+  assert loaded.parts == ("backbone", "neck", "head")
+  assert_equal(loaded[:2], weights)
+
+
+@pytest.mark.parametrize(
+  ("name", "features"), [("alexnet", 256), ("vgg16", 512)]
+)
+def test_the_card_says_what_the_network_is(name, features):
+  found = model_card.card(whole(name, width=64), 7, {}, finished=True)
+  assert f"| features | {features}, averaged over space |" in found
+  assert ("torchvision.models.vgg16_bn()" in found) == (name == "vgg16")
+  whose = "torchvision" if name == "vgg16" else "DeepCluster"
+  assert f"float32, with {whose}'s names" in found
+  narrow = model_card.card(whole(name), 7, {}, finished=True)
+  assert f"| features | {features // 16}, averaged over space |" in narrow
+  assert "torchvision.models" not in narrow
+
+
 # Against PyTorch.
 
 
@@ -229,6 +262,44 @@ def test_official_networks_give_the_same_here(torch, tmp_path, name, sobel):
   both.assert_close(f"{name}: features", found.features, expected[0])
   both.assert_close(f"{name}: fc7", found.embeddings, expected[1])
   both.assert_close(f"{name}: clusters", found.logits[0], expected[2])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  ("name", "width", "sobel"),
+  [
+    ("alexnet", 64, True),
+    ("alexnet", 4, False),
+    ("vgg16", 64, False),
+    ("vgg16", 64, True),
+    ("vgg16", 4, False),
+  ],
+)
+def test_what_the_card_says_works(
+  torch, tmp_path, monkeypatch, name, width, sobel
+):
+  from tests.interop import pytorch_test as both
+
+  config = whole(name, width=width, sobel=sobel)
+  weights = random_weights(config)
+  card = both.write(config, weights, tmp_path)
+  monkeypatch.chdir(tmp_path)
+  images = both.photographs(config)
+  expected = both.outputs_here(config, weights, images)
+  parts = both.run_block(card, "def embed")
+  words = ["torch.nn.MaxPool2d"]
+  if name == "vgg16" and width == 64:
+    words.append("torchvision.models")
+  with torch.no_grad():
+    for word in words:
+      model = both.run_block(card, word)["model"]
+      features = model(both.for_torch(torch, images))
+      both.assert_close(f"{name}: {word}", features, expected.features)
+    maps = model.features(both.for_torch(torch, images))
+    embeddings = parts["embed"](maps)
+    both.assert_close("embeddings", embeddings, expected.embeddings)
+    scores = parts["scores"](embeddings)
+    both.assert_close("scores", scores, expected.logits[0])
 
 
 @pytest.mark.torch
