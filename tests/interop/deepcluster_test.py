@@ -92,6 +92,20 @@ def test_every_layer_has_its_place(name, prefix, wrapper, save):
   assert "fc6.weight is [12, " in loaded.remarks[0]
 
 
+def test_torchvisions_vgg_brings_its_linear_layers(save):
+  """Its classifier has the last layer too, at 6, and dropout between them."""
+  config = whole("vgg16", sobel=False)
+  weights = random_weights(config)
+  parts = export.state_dict(*weights, 7)
+  arrays = official("vgg16", parts, wrapper="")
+  for kind in ("weight", "bias"):
+    arrays[f"classifier.6.{kind}"] = arrays.pop(f"top_layer.{kind}")
+  loaded = load_into(save(arrays), *zeros(config))
+  assert loaded.parts == ("backbone", "neck")
+  for part in ("backbone", "neck"):
+    assert_equal(loaded.params[part], weights[0][part])
+
+
 def test_axes_and_names_are_pytorchs():
   parts = export.state_dict(*random_weights(whole("alexnet")), 7)
   shapes = {k: v.shape for k, v in parts["backbone"].items()}
