@@ -77,7 +77,7 @@ def torch_shape(leaf: Any) -> tuple[int, ...]:
 
 def _name(path: tuple[Any, ...]) -> str:
   """Returns the PyTorch name of a leaf of (params, batch_stats)."""
-  *parts, last = [entry.key for entry in path[1:]]
+  *parts, last = [str(entry.key) for entry in path[1:]]
   # A head that is a list of matrices has numbers for the last part.
   name = ".".join([*parts, _LAST.get(last, last)])
   for ours, theirs in _HEADS.items():
