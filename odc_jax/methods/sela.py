@@ -150,10 +150,10 @@ def recluster(config: Config, state: SeLaState, passes, step: int) -> SeLaState:
     num_before = int(np.sum(solve_steps(config) < step))
     heads = [num_before % len(heads)]
   embeddings = passes.augmented()
-  sizes, num_iters = state.sizes, state.num_iters
+  sizes, num_iters, done = state.sizes, state.num_iters, samples.previous
   for h in heads:
     # One [n, k] at a time.
-    log_p = _log_probabilities(passes.head, h, passes.params, embeddings)
+    log_p = _log_probabilities(passes.head, h, passes.params, embeddings, done)
     transport = sinkhorn.optimal_transport(
       log_p,
       power=sela.power,
@@ -161,6 +161,7 @@ def recluster(config: Config, state: SeLaState, passes, step: int) -> SeLaState:
       num_examples=config.num_examples,
     )
     del log_p
+    done = transport.assignments
     if h == 0:
       sizes = memory.cluster_sizes(transport.assignments, config.num_clusters)
       num_iters = transport.num_iters
@@ -177,14 +178,15 @@ def recluster(config: Config, state: SeLaState, passes, step: int) -> SeLaState:
 
 # Compiled once for each head, not at each of a hundred solves.
 @functools.partial(jax.jit, static_argnames=("head", "h"))
-def _log_probabilities(head, h, params, embeddings):
+def _log_probabilities(head, h, params, embeddings, done):
   """Returns log P of head h for the first of v views: [n, v, d] -> [n, k].
 
-  Rows are split, and taken in chunks.
+  Rows are split, and taken in chunks. It waits for `done`, the clusters of the
+  head before: compiled as one program (a plan does), all would begin at once.
   """
   k = jax.eval_shape(head, params, embeddings[:, 0])[h].shape[1]
 
-  def local(params, embeddings):
+  def local(params, embeddings, done):
     n = embeddings.shape[0]
     size = assign.chunk_rows(n, k, None)
 
@@ -195,11 +197,14 @@ def _log_probabilities(head, h, params, embeddings):
         log_p, jax.nn.log_softmax(logits), start, 0
       )
 
-    return assign.over_chunks(n, size, step, jnp.zeros((n, k), jnp.float32))
+    # What it is filled with is overwritten, but has to be there.
+    filled = jnp.broadcast_to(done[:, None].astype(jnp.float32), (n, k))
+    return assign.over_chunks(n, size, step, filled)
 
-  return mesh_lib.per_shard(
-    local, (mesh_lib.REPLICATED, mesh_lib.ROWS), mesh_lib.ROWS
-  )(params, embeddings)
+  whole, rows = mesh_lib.REPLICATED, mesh_lib.ROWS
+  return mesh_lib.per_shard(local, (whole, rows, rows), rows)(
+    params, embeddings, done
+  )
 
 
 def targets(config: Config, state: SeLaState, views, batch, step) -> Targets:
