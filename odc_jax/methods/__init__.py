@@ -86,13 +86,14 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def complete(module: types.ModuleType) -> Any:
-  """Returns a method with what it leaves out filled in."""
-  return types.SimpleNamespace(**{**DEFAULTS, **vars(module)})
+def complete(**names: Any) -> Any:
+  """Returns a method of these names, with what it leaves out filled in."""
+  return types.SimpleNamespace(**{**DEFAULTS, **names})
 
 
 METHODS = {
-  "odc": complete(odc),
-  "sela": complete(sela),
-  "swav": complete(swav),
+METHODS = {
+  module.__name__.rpartition(".")[2]: complete(**vars(module))
+  for module in (odc, sela, swav)
+}
 }
