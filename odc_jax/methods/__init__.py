@@ -92,8 +92,6 @@ def complete(**names: Any) -> Any:
 
 
 METHODS = {
-METHODS = {
   module.__name__.rpartition(".")[2]: complete(**vars(module))
   for module in (odc, sela, swav)
-}
 }
