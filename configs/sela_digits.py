@@ -61,9 +61,11 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
-      # The heads are on the pooled features.
+      # The heads are on the pooled features: what only necks read is idle.
       "neck": "none",
+      "neck_hidden": 4096,
       "embedding_dim": 128,
+      "dropout": 0.5,
       "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",

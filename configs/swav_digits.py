@@ -25,6 +25,9 @@ def get_config(variant: str = "") -> ConfigDict:
       "image_size": 32,
       "views": 2,
       "crop_scale": (0.6, 1.0),
+      "small_views": 0,
+      "small_size": 16,
+      "small_crop_scale": (0.3, 0.6),
       "crop_ratio": (0.8, 1.25),
       "eval_resize": 32,
       "num_threads": 2,
@@ -80,12 +83,14 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer = ConfigDict(
     {
       "name": "sgd",
+      "adapt_all": False,
       "learning_rate": 0.1,
       "final_learning_rate": 1e-4,
       "momentum": 0.9,
       "weight_decay": 5e-4,
       "schedule": "cosine",
       "warmup_epochs": 0.0,
+      "warmup_from": 0.0,
       "head_freeze_epochs": 1,
       "num_epochs": config.get_ref("num_epochs"),
     }
