@@ -37,6 +37,7 @@ SCALARS = {
   "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
   "cluster/dissolved": "small clusters dissolved in this step",
   "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
+  "cluster/transport_iterations": "Sinkhorn-Knopp iterations of the last solve",
   "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
   "neighbours and eval.knn_temperature",
   "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "

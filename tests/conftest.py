@@ -20,6 +20,9 @@ install_import_hook("odc_jax", "beartype.beartype")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
+# Arrays of a recording that hold batches, and which of their axes is b.
+_BATCHES = {"ind": 1, "idx": 1, "crops": 2}
+
 
 def pytest_addoption(parser):
   parser.addoption(
@@ -82,10 +85,10 @@ def mesh(request):
 
   devices = request.param
   for name in request.fixturenames:
-    if name.startswith("golden_odc"):
+    if name.startswith("golden_"):
       trace = load(request.getfixturevalue(name))
-      batch_size = trace["ind" if "ind" in trace else "idx"].shape[1]
-      devices = math.gcd(devices, batch_size)
+      for array in _BATCHES.keys() & trace.keys():
+        devices = math.gcd(devices, trace[array].shape[_BATCHES[array]])
   mesh = mesh_lib.make_mesh(devices)
   with jax.set_mesh(mesh):
     yield mesh
