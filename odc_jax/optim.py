@@ -1,68 +1,146 @@
 """From the config to an optax transform."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 
+# Of LARS: how long a step may be, as a share of the parameter's own length.
+TRUST = 0.001
+
 
 def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
   """Returns step -> learning rate.
 
+  Zero for `hold_epochs`, then `warmup_epochs` of a straight line from
+  `warmup_from` to `learning_rate`, then `schedule`. Every epoch, `decay_epochs`
+  and `num_epochs` too, counts from the start of the run.
+
   Args:
-    config: The section `optimizer`: `schedule` is "step" (times `decay_rate`
-      at each of `decay_epochs`) or "cosine" (to zero at `num_epochs`), after
-      `warmup_epochs` of linear warm-up from zero.
+    config: The section `optimizer`. `schedule` is "step" (times `decay_rate`
+      at each of `decay_epochs`) or "cosine" (to `final_learning_rate`, or zero,
+      at `num_epochs`). `hold_epochs` and `warmup_from` may be left out: 0.
     steps_per_epoch: Steps per epoch.
 
   Raises:
     UserError: If there is no such schedule.
   """
-  peak, warmup = config.learning_rate, config.warmup_epochs * steps_per_epoch
+  peak = config.learning_rate
+  hold = int(config.get("hold_epochs", 0) * steps_per_epoch)
+  warmup = config.warmup_epochs * steps_per_epoch
   if config.schedule == "step":
     scales: dict[int, float] = {}
     for epoch in config.decay_epochs:
-      step = max(0, int(epoch * steps_per_epoch) - int(warmup))
+      step = max(0, int(epoch * steps_per_epoch) - hold - int(warmup))
       scales[step] = scales.get(step, 1.0) * config.decay_rate
     after = optax.piecewise_constant_schedule(peak, scales)
   elif config.schedule == "cosine":
+    final = config.get("final_learning_rate", 0.0)
     after = optax.cosine_decay_schedule(
-      peak, max(1, int(config.num_epochs * steps_per_epoch - warmup))
+      peak,
+      max(1, int(config.num_epochs * steps_per_epoch - hold - warmup)),
+      final / peak if final else 0.0,
     )
   else:
     raise UserError(
       f"unknown optimizer.schedule {config.schedule!r}; choose step or cosine"
     )
-  if not warmup:
-    return after
-  return optax.join_schedules(
-    [optax.linear_schedule(0.0, peak, int(warmup)), after], [int(warmup)]
-  )
+  schedules: list[Any] = [after]
+  boundaries: list[int] = []
+  if warmup:
+    first = config.get("warmup_from", 0.0)
+    rise: Any = optax.linear_schedule(first, peak, int(warmup))
+    # SeCu and CoKe (main.py: adjust_learning_rate) count the steps behind the
+    # hold from max(1, .): the first of them already moves the network.
+    start = 1 if hold else 0
+    schedules.insert(0, lambda step: rise(jnp.maximum(start, step)))
+    boundaries.insert(0, hold + int(warmup))
+  if hold:
+    schedules.insert(0, optax.constant_schedule(0.0))
+    boundaries.insert(0, hold)
+  return optax.join_schedules(schedules, boundaries) if boundaries else after
 
 
 def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-  """Returns SGD as PyTorch does it, the classifier with its own momentum.
+  """Returns SGD or LARS as in PyTorch, the head with settings of its own.
 
-  v <- momentum v + (g + weight_decay p); p <- p - lr v. Weight decay covers
-  every parameter. ODC's head has momentum 0.
+  v <- momentum v + g'; p <- p - lr v: the learning rate comes last, so that
+  the momentum builds up while the rate is 0 (`optax.lars` has it inside).
+
+  Of "sgd", g' = g + weight_decay p. Of "lars", g' is that times
+  0.001 |p| / |g + weight_decay p| (times 1 where a length is 0), for parameters
+  of two or more axes; for the others, biases and BatchNorm, g' = g. With
+  `adapt_all` none are excepted, as in SwAV, whose LARC has |g| + weight_decay
+  |p| below the line: the same within a millionth at its weight decay of 1e-6.
+
+  The head is what has the top-level key "head"; everything else is the body.
 
   Args:
-    config: The section `optimizer`.
+    config: The section `optimizer`: `learning_rate`, `momentum`,
+      `weight_decay`, and what `schedule` reads. These may be left out: `name`
+      ("sgd"), `adapt_all` (False), `head_momentum` (that of the body; ODC's is
+      0), `head_learning_rate` (a constant; the body's schedule),
+      `head_freeze_epochs` (for so many epochs the head gets no update, and no
+      momentum; 0).
     steps_per_epoch: Steps per epoch.
 
-  Source: OpenSelfSup configs/selfsup/odc/r50_v1.py, apis/train.py.
-  """
-  learning_rate = schedule(config, steps_per_epoch)
+  Raises:
+    UserError: If there is no such `name` or schedule.
 
-  def sgd(momentum):
+  Source: OpenSelfSup configs/selfsup/odc/r50_v1.py, apis/train.py; SeCu
+    secu/optimizer.py; SwAV main_swav.py and apex LARC.
+  """
+  name = config.get("name", "sgd")
+  if name not in ("sgd", "lars"):
+    raise UserError(f"unknown optimizer.name {name!r}; choose sgd or lars")
+  learning_rate = schedule(config, steps_per_epoch)
+  momentum = config.momentum
+
+  def part(learning_rate, momentum):
     return optax.chain(
-      optax.add_decayed_weights(config.weight_decay),
+      _decayed(config, name),
       optax.sgd(learning_rate, momentum=momentum or None),
     )
 
+  head_rate = config.get("head_learning_rate", None)
+  if head_rate is None:
+    head_rate = learning_rate
+  freeze = int(config.get("head_freeze_epochs", 0) * steps_per_epoch)
+  head = part(
+    _later(head_rate, freeze) if freeze else head_rate,
+    config.get("head_momentum", momentum),
+  )
+  if freeze:
+
+    def thawed(step: Any, **_: Any) -> Any:
+      return step >= freeze
+
+    head = optax.conditionally_mask(head, thawed)
   return optax.partition(
-    {"body": sgd(config.momentum), "head": sgd(config.head_momentum)},
+    {"body": part(learning_rate, momentum), "head": head},
     lambda params: {
       part: "head" if part == "head" else "body" for part in params
     },
   )
+
+
+def _decayed(config: Config, name: str) -> optax.GradientTransformation:
+  """Returns g -> g' of `make`."""
+  decay = optax.add_decayed_weights(config.weight_decay)
+  if name == "sgd":
+    return decay
+  adapt = optax.chain(decay, optax.scale_by_trust_ratio(0.0, TRUST))
+  if config.get("adapt_all", False):
+    return adapt
+  return optax.masked(
+    adapt, lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+  )
+
+
+def _later(rate: Any, steps: int) -> Any:
+  """Returns the rate for a part that counts from its own first step."""
+  return (lambda count: rate(count + steps)) if callable(rate) else rate

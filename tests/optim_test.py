@@ -61,29 +61,97 @@ def test_cosine_schedule_begins_behind_the_warmup():
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_an_unknown_schedule():
-  with pytest.raises(UserError, match=r"'linear'; choose step or cosine"):
-    optim.schedule(section(schedule="linear"), 10)
+def test_cosine_schedule_ends_at_the_final_rate():
+  config = section(schedule="cosine", final_learning_rate=0.1)
+  np.testing.assert_allclose(
+    rates(config, [0, 50, 100, 120]), [0.5, 0.3, 0.1, 0.1], rtol=1e-6
+  )
 
 
-def test_sgd_is_pytorch_s():
-  """v <- m v + (g + wd p); p <- p - lr v, the head with m = 0."""
+def test_warmup_from_another_rate():
+  config = section(schedule="cosine", warmup_epochs=1.0, warmup_from=0.3)
+  np.testing.assert_allclose(
+    rates(config, [0, 5, 10, 55]), [0.3, 0.4, 0.5, 0.25], rtol=1e-6
+  )
+
+
+def test_a_held_rate_comes_before_the_warmup():
+  """SeCu and CoKe: the first step behind the hold has the second's rate."""
+  config = section(schedule="cosine", hold_epochs=1, warmup_epochs=1.0)
+  found = rates(config, [0, 9, 10, 11, 12, 19, 20, 60, 100])
+  expected = [0.0, 0.0, 0.05, 0.05, 0.1, 0.45, 0.5, 0.25, 0.0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_decays_are_counted_from_the_start_despite_a_hold():
+  config = section(hold_epochs=1, decay_epochs=(2,))
+  np.testing.assert_allclose(
+    rates(config, [9, 10, 19, 20]), [0.0, 0.5, 0.5, 0.05], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ("key", "choices"), [("schedule", "step or cosine"), ("name", "sgd or lars")]
+)
+def test_an_unknown_choice(key, choices):
+  with pytest.raises(UserError, match=rf"'linear'; choose {choices}"):
+    optim.make(section(**{key: "linear"}), 10)
+
+
+def by_hand(config, params, velocity, gradient, t, part, steps_per_epoch):
+  """PyTorch's recurrence on one parameter."""
+  lars, adapt_all = config.get("name") == "lars", config.get("adapt_all")
+  is_head = part == "head"
+  if is_head and t < config.get("head_freeze_epochs", 0) * steps_per_epoch:
+    return params, velocity
+  rate = config.learning_rate
+  if config.decay_epochs and t >= config.decay_epochs[0] * steps_per_epoch:
+    rate *= config.decay_rate
+  if is_head:
+    rate = config.get("head_learning_rate", rate)
+  momentum = config.head_momentum if is_head else config.momentum
+  if not lars or adapt_all or params.ndim > 1:
+    gradient = gradient + config.weight_decay * params
+    lengths = np.linalg.norm(params), np.linalg.norm(gradient)
+    if lars and all(lengths):
+      gradient = gradient * 0.001 * lengths[0] / lengths[1]
+  velocity = momentum * velocity + gradient
+  return params - rate * velocity, velocity
+
+
+LARS = {"name": "lars", "learning_rate": 40.0}
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    {},
+    {"head_learning_rate": 0.3, "head_momentum": 0.9},
+    {"head_freeze_epochs": 1.5, "head_momentum": 0.9},
+    {"head_freeze_epochs": 1, "head_learning_rate": 0.3},
+    LARS,
+    {**LARS, "adapt_all": True},
+    {**LARS, "head_learning_rate": 60.0, "head_momentum": 0.9},
+  ],
+  ids=lambda overrides: "-".join(overrides) or "odc",
+)
+def test_optimizers_are_pytorch_s(overrides):
+  """v <- m v + (g + wd p); p <- p - lr v, the head with what is its own."""
   # Two steps an epoch: the rate falls with step 4.
-  config = section(decay_epochs=(2,), decay_rate=0.1, weight_decay=0.2)
+  config = section(decay_epochs=(2,), weight_decay=0.2, **overrides)
   rng = np.random.default_rng(0)
 
   def tree():
     return {
-      "backbone": {"conv": {"kernel": rng.normal(size=(2, 3))}},
-      "neck": {"fc": {"bias": rng.normal(size=3)}},
-      "head": {"fc": {"kernel": rng.normal(size=(3, 2))}},
+      "backbone": {"kernel": rng.normal(size=(2, 3)), "zero": np.zeros((2, 2))},
+      "neck": {"bias": rng.normal(size=3)},
+      "head": {"kernel": rng.normal(size=(3, 2))},
     }
 
   def to_jax(tree):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
   expected, gradients = tree(), [tree() for _ in range(6)]
-  momenta = {"backbone": 0.9, "neck": 0.9, "head": 0.0}
   velocity = jax.tree.map(np.zeros_like, expected)
   transform = optim.make(config, steps_per_epoch=2)
   params = to_jax(expected)
@@ -96,18 +164,11 @@ def test_sgd_is_pytorch_s():
 
   for t, gradient in enumerate(gradients):
     params, state = step(params, state, to_jax(gradient))
-    rate = 0.5 if t < 4 else 0.05
-    for part, momentum in momenta.items():
-      v = jax.tree.map(
-        lambda v, g, p, m=momentum: m * v + (g + 0.2 * p),
-        velocity[part],
-        gradient[part],
-        expected[part],
-      )
-      velocity[part] = v
-      expected[part] = jax.tree.map(
-        lambda p, v, lr=rate: p - lr * v, expected[part], v
-      )
+    for part, leaves in expected.items():
+      for name, p in leaves.items():
+        leaves[name], velocity[part][name] = by_hand(
+          config, p, velocity[part][name], gradient[part][name], t, part, 2
+        )
     jax.tree.map(
       lambda found, p: np.testing.assert_allclose(
         found, p, rtol=2e-5, atol=1e-6
@@ -115,3 +176,13 @@ def test_sgd_is_pytorch_s():
       params,
       expected,
     )
+
+
+def test_momentum_builds_up_while_the_rate_is_zero():
+  config = section(hold_epochs=1, weight_decay=0.0)
+  transform = optim.make(config, steps_per_epoch=1)
+  params = {"neck": jnp.ones((1,))}
+  state = transform.init(params)
+  for expected in (0.0, -0.5 * (0.9 + 1.0)):
+    update, state = transform.update(params, state, params)
+    np.testing.assert_allclose(update["neck"], expected, rtol=1e-6)

@@ -66,7 +66,7 @@ def test_what_the_compiler_says(planned):
   assert step["flops"] > 0
   shapes = {shape for _, shape, _, _ in step["collectives"]}
   assert "f32[32,256]" in shapes
-  clustering = planned["programs"]["first clustering"]
+  clustering = planned["programs"]["clustering"]
   assert clustering["results"] > parts["sample memory"]
 
 

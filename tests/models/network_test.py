@@ -57,7 +57,7 @@ def test_config_reaches_the_parts():
   assert model.neck.bn0.momentum == 0.01
   assert model.neck.bn0.group_size == 2
   assert model.backbone.bn1.group_size == 0
-  assert model.head.fc.kernel.shape == (6, 10)
+  assert model.head.heads[0].fc.kernel.shape == (6, 10)
 
 
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 7), ("small", 3)])
@@ -74,7 +74,7 @@ def test_images_have_as_many_channels_as_asked(stem, size):
     outputs = jax.eval_shape(
       functools.partial(run, in_channels=in_channels), images
     )
-    assert outputs.logits.shape == (3, 10)
+    assert outputs.logits[0].shape == (3, 10)
 
 
 def test_features_are_the_last_map_averaged():
