@@ -89,11 +89,12 @@ def whiten(
       rows = assign.slice_rows(x, start, size) - mean[None, :]
       rows = jnp.matmul(rows, components.T, precision="highest")
       norms = jnp.linalg.norm(rows, axis=1, keepdims=True) + 1e-10
-      return jax.lax.dynamic_update_slice_in_dim(y, rows / norms, start, 0)
+      here = jax.lax.dynamic_slice_in_dim(counts, start, size)
+      rows = jnp.where(here[:, None], rows / norms, 0)
+      return jax.lax.dynamic_update_slice_in_dim(y, rows, start, 0)
 
     y = jnp.zeros((x.shape[0], p), jnp.float32)
-    y = assign.over_chunks(x.shape[0], size, step, y)
-    return jnp.where(counts[:, None], y, 0)
+    return assign.over_chunks(x.shape[0], size, step, y)
 
   rows, whole = mesh.ROWS, mesh.REPLICATED
   return mesh.per_shard(local, (rows, rows, whole, whole), rows)(
@@ -129,31 +130,36 @@ def _moments(x, counts):
   """Returns the mean [c] and the covariance [c, c]."""
   c = x.shape[1]
 
-  def over_rows(local, *more):
+  def over_rows(add, shape, *more):
+    """Sums `add(rows, which of them count, *more)` over chunks of rows."""
+
+    def local(x, counts, *more):
+      size = assign.chunk_rows(x.shape[0], c, None)
+
+      def step(total, start, fresh):
+        rows = assign.slice_rows(x, start, size)
+        here = jax.lax.dynamic_slice_in_dim(counts, start, size) & fresh
+        return total + add(rows, here[:, None], *more)
+
+      nothing = jnp.zeros(shape, jnp.float32)
+      total = assign.over_chunks(x.shape[0], size, step, nothing)
+      return jax.lax.psum(total, mesh.AXIS)
+
     return mesh.per_shard(
-      lambda *args: jax.lax.psum(local(*args), mesh.AXIS),
+      local,
       (mesh.ROWS, mesh.ROWS, *(mesh.REPLICATED for _ in more)),
       mesh.REPLICATED,
     )(x, counts, *more)
 
-  def summed(x, counts):
-    return jnp.sum(jnp.where(counts[:, None], x, 0), axis=0), jnp.sum(counts)
+  def summed(rows, here):
+    return jnp.sum(jnp.where(here, rows, 0), axis=0)
 
-  total, num = over_rows(summed)
-  mean = total / num
+  def scattered(rows, here, mean):
+    rows = jnp.where(here, rows - mean[None, :], 0)
+    return jnp.matmul(rows.T, rows, precision="highest")
 
-  def scattered(x, counts, mean):
-    size = assign.chunk_rows(x.shape[0], c, None)
-
-    def step(scatter, start, fresh):
-      rows = assign.slice_rows(x, start, size) - mean[None, :]
-      here = jax.lax.dynamic_slice_in_dim(counts, start, size) & fresh
-      rows = jnp.where(here[:, None], rows, 0)
-      return scatter + jnp.matmul(rows.T, rows, precision="highest")
-
-    nothing = jnp.zeros((c, c), jnp.float32)
-    return assign.over_chunks(x.shape[0], size, step, nothing)
-
+  num = jnp.sum(counts)
+  mean = over_rows(summed, (c,)) / num
   # About the mean in a second pass: the difference of two large sums would
   # lose the small variances.
-  return mean, over_rows(scattered, mean) / num
+  return mean, over_rows(scattered, (c, c), mean) / num

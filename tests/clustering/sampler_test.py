@@ -54,3 +54,12 @@ def test_ten_thousand_clusters_of_imagenet():
     clusters, 10_000, len(clusters), (0, 7), count_empty=False
   )
   assert np.bincount(clusters[drawn]).max() == 129
+
+
+def test_a_cluster_of_just_s_images_is_drawn_with_replacement():
+  clusters = np.array([0, 0, 1, 1])  # S = floor(3 / 2) + 1
+  drawn = [
+    uniform_over_clusters(clusters, 2, 3, seed, count_empty=False)
+    for seed in range(9)
+  ]
+  assert min(len(set(images)) for images in drawn) < 3
