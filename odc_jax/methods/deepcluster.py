@@ -224,6 +224,7 @@ def loss(config: Config, views, targets: Targets, state: DeepClusterState):
     logits,
     targets.clusters,
     class_weights(state.sizes, config.deepcluster.reweight_power),
+    config.model.group_size,
   )
   accuracy = losses.accuracy(logits, targets.clusters)
   return value, {"train/cluster_accuracy": accuracy}

@@ -33,6 +33,7 @@ def config_of(n=40, b=8, k=4, extra_clusters=(), seed=0, **changes):
       "batch_size": b,
       "num_clusters": k,
       "extra_clusters": extra_clusters,
+      "model": {"group_size": 0},
       "deepcluster": section | changes,
     }
   )
