@@ -228,12 +228,8 @@ def build(
   dtype = DTYPES[section.dtype]
   kind = section.get("neck", "nonlinear")
   _check("neck", kind, NECKS)
-  neck, size = (
-    NECKS[kind](section, backbone, dtype, rngs),
-    section.embedding_dim,
-  )
-  if neck is None:
-    size = backbone.num_features
+  neck = NECKS[kind](section, backbone, dtype, rngs)
+  size = backbone.num_features if neck is None else section.embedding_dim
   if isinstance(num_clusters, int):
     num_clusters = (num_clusters,)
   make_head = HEADS[head]
