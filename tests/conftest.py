@@ -72,6 +72,13 @@ def environment(tmp_path_factory):
   }
 
 
+def batch_sizes(trace):
+  """Returns the sizes of a recording's batches, where it has any."""
+  if "batch_sizes" in trace:
+    return [int(size) for size in trace["batch_sizes"]]
+  return [trace[name].shape[1] for name in ("ind", "idx") if name in trace]
+
+
 @pytest.fixture(params=[1, 8], ids=lambda n: f"{n}dev")
 def mesh(request):
   """A context mesh over one device, then over eight.
@@ -82,10 +89,10 @@ def mesh(request):
 
   devices = request.param
   for name in request.fixturenames:
-    if name.startswith("golden_odc"):
-      trace = load(request.getfixturevalue(name))
-      batch_size = trace["ind" if "ind" in trace else "idx"].shape[1]
-      devices = math.gcd(devices, batch_size)
+    if name.startswith("golden_"):
+      devices = math.gcd(
+        devices, *batch_sizes(load(request.getfixturevalue(name)))
+      )
   mesh = mesh_lib.make_mesh(devices)
   with jax.set_mesh(mesh):
     yield mesh

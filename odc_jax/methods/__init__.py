@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
-from odc_jax.methods import odc
+from odc_jax.methods import odc, secu
 
 
 class Passes(NamedTuple):
@@ -91,4 +91,4 @@ def complete(module: types.ModuleType) -> Any:
   return types.SimpleNamespace(**{**DEFAULTS, **vars(module)})
 
 
-METHODS = {"odc": complete(odc)}
+METHODS = {"odc": complete(odc), "secu": complete(secu)}
