@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
-from odc_jax.methods import odc, secu
+from odc_jax.methods import coke, odc, secu
 
 
 class Passes(NamedTuple):
@@ -91,4 +91,8 @@ def complete(module: types.ModuleType) -> Any:
   return types.SimpleNamespace(**{**DEFAULTS, **vars(module)})
 
 
-METHODS = {"odc": complete(odc), "secu": complete(secu)}
+METHODS = {
+  "odc": complete(odc),
+  "coke": complete(coke),
+  "secu": complete(secu),
+}
