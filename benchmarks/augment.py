@@ -31,7 +31,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax import optim, xla
 from odc_jax import state as state_lib
 from odc_jax.data import augment
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS, odc
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
 from odc_jax.program import make_step
@@ -124,13 +124,18 @@ def time_step(config, mesh, repeats, images, index) -> float:
   init = state_lib.init_function(config, odc, network, optimizer, NUM_EXAMPLES)
   step = jax.jit(
     make_step(
-      config, odc, network, optimizer, lambda key, images, index: images
+      config,
+      METHODS["odc"],
+      network,
+      optimizer,
+      lambda key, images, index: images,
     ),
     donate_argnums=0,
     compiler_options=xla.compiler_options(mesh),
   )
   state = jax.jit(init)()
-  batch = {"image": augment.normalize(config.augment, images), "index": index}
+  views = augment.normalize(config.augment, images)[:, None]
+  batch = {"image": (views,), "index": index}
 
   def run():
     nonlocal state

@@ -83,8 +83,8 @@ def time_ours(args, features, clusters) -> dict[str, float]:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, embeddings, index, t):
-      outputs = Outputs(embeddings, embeddings, embeddings)
-      return odc.after_step(config, state, outputs, {"index": index}, t)
+      views = (Outputs(embeddings, embeddings),)
+      return odc.after_step(config, state, views, None, {"index": index}, t)
 
     rng = np.random.default_rng(1)
 

@@ -34,7 +34,6 @@ import contextlib
 import json
 import statistics
 import time
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +50,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.data import augment
 from odc_jax.memory import SampleMemory
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS, complete, odc
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
 
@@ -95,17 +94,20 @@ def make_config(args) -> Config:
 def fixed_targets(num_clusters: int) -> Any:
   """Returns a method without memory: an image's target is its number mod k."""
 
-  def loss(config, outputs, targets, state):
+  def loss(config, views, targets, state):
     del config, state
-    value = jnp.mean(losses.cross_entropy(outputs.logits, targets))
-    accuracy = losses.accuracy(outputs.logits, targets)
+    (logits,) = views[0].logits
+    value = jnp.mean(losses.cross_entropy(logits, targets))
+    accuracy = losses.accuracy(logits, targets)
     return value, {"train/cluster_accuracy": accuracy}
 
-  return types.SimpleNamespace(
+  return complete(
     init=lambda config, num_examples, key: (),
-    targets=lambda state, outputs, batch: batch["index"] % num_clusters,
+    targets=lambda config, state, views, batch, step: (
+      batch["index"] % num_clusters
+    ),
     loss=loss,
-    after_step=lambda config, state, outputs, batch, step: ((), {}),
+    after_step=lambda config, state, views, targets, batch, step: ((), {}),
   )
 
 
@@ -141,7 +143,7 @@ def make_batches(config: Config, mesh, num: int) -> list[dict[str, jax.Array]]:
     index = rng.choice(config.num_examples, config.batch_size, replace=False)
     shape = (config.batch_size, 1, size, size, 3)
     batch = {
-      "image": rng.integers(0, 256, shape, np.uint8),
+      "image": (rng.integers(0, 256, shape, np.uint8),),
       "index": index.astype(np.int32),
     }
     batches.append(jax.device_put(batch, mesh_lib.rows(mesh)))
@@ -183,7 +185,7 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
   """Returns what is timed of ours, compiled, by name: each takes n steps."""
   batches = make_batches(config, mesh, 4)
 
-  whole = program.assemble(config, odc, mesh)
+  whole = program.assemble(config, METHODS["odc"], mesh)
   state = whole.init()
   state = state._replace(method=random_memories(config, whole.shardings.method))
   with_memories = Steps(whole.step, state, batches)
@@ -195,7 +197,7 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
   augmentation = jax.jit(
     lambda key, batch: augment.augment_views(
       config.augment, key, batch["image"], batch["index"]
-    )[:, 0]
+    )
   )
   key = jax.random.key(0)
   ready = [

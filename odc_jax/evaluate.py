@@ -35,6 +35,7 @@ class Evaluation:
   Attributes:
     bad_train: The images of the training set that cannot be read.
     bad_test: Those of the test set.
+    check: Called once a batch; see `Subject`.
   """
 
   def __init__(
@@ -62,7 +63,7 @@ class Evaluation:
       UserError: An evaluator or a `data.on_error` that there is not.
     """
     self._config, self._program, self._mesh = config, program, mesh
-    self._train, self._test, self._check = train, test, check
+    self._train, self._test, self.check = train, test, check
     self._evaluators = evaluators_of(config.eval.evaluators)
     self._extract = features.extractor(program.forward, mesh)
     self.bad_train, self.bad_test = (
@@ -131,7 +132,7 @@ class Evaluation:
       train,
       test,
       clusters,
-      self._check,
+      self.check,
     )
 
   def scores(
@@ -161,7 +162,7 @@ class Evaluation:
 
     def readable(batches):
       for batch in batches:
-        self._check()
+        self.check()
         advance(int(batch["index"][0]))
         bad.add(batch.pop("bad"))
         yield batch

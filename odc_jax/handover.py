@@ -60,7 +60,8 @@ def hand_over(
     state: The network.
     found: What it makes of the n training images.
     num_clusters: k.
-    clusters: Of the training images, [n].
+    clusters: Of the training images, [n]; k where one has none, which gets the
+      nearest.
     keys: Their names.
     bad: Those that could not be read.
     num_groups: How many groups to merge the clusters into, or None.
@@ -75,6 +76,8 @@ def hand_over(
   own = np.full(memory.padded_rows(n), num_clusters, np.int32)
   own[:n] = np.where(readable, clusters, num_clusters)
   own_rows = jax.device_put(own, mesh_lib.rows(mesh))
+  asked = np.minimum(own, num_clusters - 1)
+  asked[:n][clusters == num_clusters] = -1
   centroids = _centroids(found.embeddings, own_rows, num_clusters)
   components = pca.fit(
     found.features, own_rows < num_clusters, _NUM_COMPONENTS, _EIGEN_POWER
@@ -87,11 +90,7 @@ def hand_over(
         (found.features, found.embeddings, found.signatures), start
       )
       judged = program.judge(
-        state.params,
-        state.batch_stats,
-        centroids,
-        embeddings,
-        np.minimum(own[start : start + _CHUNK], num_clusters - 1),
+        state.params, centroids, embeddings, asked[start : start + _CHUNK]
       )
       count = min(_CHUNK, n - start)
       yield (
@@ -123,15 +122,16 @@ def hand_over(
       all_embeddings[where] = np.where(there, vectors.unit(embeddings), 0)
       reduced = vectors.unit(components.project(features))
       all_features[where] = np.where(there, reduced, 0)
+  nearest, *rest = (
+    np.concatenate(parts) for parts in zip(*judgements, strict=True)
+  )
+  clusters = np.where(clusters == num_clusters, nearest, clusters)
   results.write(
     workdir,
     keys=keys,
     labels=found.labels,
     readable=readable,
-    judged=results.Judged(
-      clusters,
-      *(np.concatenate(parts) for parts in zip(*judgements, strict=True)),
-    ),
+    judged=results.Judged(clusters, nearest, *rest),
     centroids=np.asarray(centroids),
     components=components._asdict(),
     signatures=np.concatenate(looks),

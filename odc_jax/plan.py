@@ -24,7 +24,7 @@ from odc_jax.config import Config
 from odc_jax.data import loader, sources
 from odc_jax.errors import UserError
 from odc_jax.evals import features, knn
-from odc_jax.methods import METHODS
+from odc_jax.methods import METHODS, Passes
 from odc_jax.program import Program, assemble
 
 GIB = 2**30
@@ -146,22 +146,67 @@ def lowered(
     (batch_size, size, size, 3), jnp.uint8, sharding=rows
   )
   index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
-  outputs = _outputs(config, program)
+  outputs = program.outputs
   buffers = jax.tree.map(
     lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=rows),
     _extracted(config, outputs),
   )
 
-  def recluster(embeddings):
-    return method.recluster(config, state.method, lambda: embeddings)
+  embeddings = buffers[1]
+  large, *_ = program.batch["image"]
+  augmented = jax.ShapeDtypeStruct(
+    (embeddings.shape[0], large.shape[1], embeddings.shape[1]),
+    embeddings.dtype,
+    sharding=rows,
+  )
+  asked = set()
 
-  return {
+  def recluster(params, method_state, embeddings, augmented):
+    def passed(name, rows):
+      asked.add(name)
+      return rows
+
+    passes = Passes(
+      lambda: passed("embeddings", embeddings),
+      lambda: passed("augmented", augmented),
+      program.head,
+      params,
+    )
+    return method.recluster(config, method_state, passes, 0)
+
+  programs = {
     "extraction": lambda: features.writer(program.forward, mesh).lower(
       buffers, params, batch_stats, images, index, index
     ),
-    "first clustering": lambda: jax.jit(recluster).lower(buffers[1]),
     "step": lambda: program.step.lower(state, program.batch),
   }
+  if method.recluster is not None:
+    arguments = params, _placed(state.method, program.shardings.method)
+    arguments = *arguments, embeddings, augmented
+    jax.eval_shape(recluster, *arguments)
+    programs["clustering"] = lambda: jax.jit(recluster).lower(*arguments)
+  if "augmented" in asked:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = program.batch | {"image": (large,)}
+    programs["augmented pass"] = lambda: program.observe.lower(
+      augmented,
+      params,
+      batch_stats,
+      key,
+      _placed(batch, jax.tree.map(lambda _: rows, batch)),
+    )
+  return programs
+
+
+def _placed(shapes, shardings):
+  """Returns shapes that say where they lie."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    shapes,
+    shardings,
+  )
 
 
 def measure(lower: Callable[[], Any]) -> Usage:
@@ -224,11 +269,12 @@ def host_bytes(
   """
   data, n = config.data, config.num_examples
   image = 3 * data.image_size**2
+  views = sum(3 * c.views * c.size**2 for c in loader.crops(data))
   threads = max(1, data.num_threads) * max(1, data.num_workers)
   held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
   eval_batches = max(2, data.num_threads)
   return {
-    "training batches": held * config.batch_size // num_processes * image,
+    "training batches": held * config.batch_size // num_processes * views,
     "evaluation batches": (
       eval_batches * config.eval.batch_size // num_processes * image
     ),
@@ -308,14 +354,6 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   return result
 
 
-def _outputs(config, program):
-  """Returns the shapes that the network makes of one image."""
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-  state = program.shapes
-  return jax.eval_shape(program.forward, state.params, state.batch_stats, image)
-
-
 def _parts(program, mesh):
   """Returns what of a training state and its batches lies on each device."""
   shapes, where = program.shapes, program.shardings
@@ -328,7 +366,8 @@ def _parts(program, mesh):
     else:
       samples += _num_bytes(leaf, sharding)
   batch = sum(
-    _num_bytes(leaf, mesh_lib.rows(mesh)) for leaf in program.batch.values()
+    _num_bytes(leaf, mesh_lib.rows(mesh))
+    for leaf in jax.tree.leaves(program.batch)
   )
   return {
     "parameters": _tree_bytes(shapes.params, where.params),
@@ -343,7 +382,7 @@ def _parts(program, mesh):
 def _phases(config, program, usages, parts, state_bytes, mesh):
   """Returns what each phase of a run takes per device, by part."""
   rows = memory.padded_rows(config.num_examples) // mesh.size
-  outputs = _outputs(config, program)
+  outputs = program.outputs
   features_bytes = 4 * rows * outputs.features.shape[1]
   extracted = sum(
     part.size * part.dtype.itemsize // mesh.size
@@ -359,17 +398,20 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
       "batches": parts["batches"],
       "step": added("step"),
     },
-    "first clustering": {
-      "state": state_bytes,
-      "features of all images": extracted,
-      "clustering": added("first clustering"),
-    },
     "extraction": {
       "state": state_bytes,
       "features of all images": extracted,
       "network": added("extraction"),
     },
   }
+  if "clustering" in usages:
+    # What an augmented pass keeps of an image is no more than what a pass for
+    # the evaluation does, unless there are several views.
+    phases["clustering"] = {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "clustering": added("clustering"),
+    }
   if "knn" in config.eval.evaluators:
     phases["kNN, estimated"] = {
       "state": state_bytes,

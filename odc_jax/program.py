@@ -18,7 +18,7 @@ from odc_jax import memory, optim, xla
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
-from odc_jax.data import augment
+from odc_jax.data import augment, loader
 from odc_jax.errors import UserError
 from odc_jax.models.functional import Functional, functional
 from odc_jax.models.network import build
@@ -35,9 +35,15 @@ class Program(NamedTuple):
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
       evaluation mode, to be jitted.
     maps: Likewise -> the backbone's five feature maps, [b, h', w', c].
+    head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering, to
+      be jitted.
+    observe: See `make_observe`, jitted. The buffer is donated.
+    renew: (state, step) -> state, jitted: the method's `FRESH` parts of the
+      network, and what the optimizer knows of them, start anew.
     judge: See `make_judge`, jitted.
     shapes: The state as `jax.eval_shape` gives it.
     shardings: Where every leaf of the state lies.
+    outputs: The shapes of what `forward` makes of one image.
     batch: The shapes of a global batch that `step` takes.
   """
 
@@ -45,10 +51,14 @@ class Program(NamedTuple):
   step: Callable[..., tuple[TrainState, dict[str, Any], dict[str, Any]]]
   forward: Callable[..., Any]
   maps: Callable[..., list[Array]]
+  head: Callable[..., tuple[Array, ...]]
+  observe: Callable[..., tuple[Any, Array]]
+  renew: Callable[[TrainState, Any], TrainState]
   judge: Callable[..., "Judgement"]
   shapes: TrainState
   shardings: TrainState
-  batch: dict[str, jax.ShapeDtypeStruct]
+  outputs: Any
+  batch: dict[str, Any]
 
 
 class Judgement(NamedTuple):
@@ -76,7 +86,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
 
   Args:
     config: A resolved experiment (`config.resolve`).
-    method: A module of `METHODS`.
+    method: One of `METHODS`.
     mesh: The devices, of which only the description need exist.
 
   Raises:
@@ -113,6 +123,13 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     images = augment.normalize(config.augment, images)
     return network.apply_part("backbone", params, batch_stats, images)
 
+  def head(params, embeddings):
+    # A head keeps no statistics, and these are not computed.
+    statistics = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.batch_stats
+    )
+    return network.apply_part("head", params, statistics, embeddings)
+
   step = jax.jit(
     make_step(config, method, network, optimizer, augmentation),
     donate_argnums=0,
@@ -121,9 +138,13 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     compiler_options=xla.compiler_options(mesh),
   )
   size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   batch = {
-    "image": (
-      jax.ShapeDtypeStruct((config.batch_size, 1, size, size, 3), jnp.uint8),
+    "image": tuple(
+      jax.ShapeDtypeStruct(
+        (config.batch_size, crop.views, crop.size, crop.size, 3), jnp.uint8
+      )
+      for crop in loader.crops(config.data)
     ),
     "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   }
@@ -132,45 +153,91 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     step,
     forward,
     maps,
+    head,
     jax.jit(
-      make_judge(network),
+      make_observe(method, network, augmentation),
+      donate_argnums=0,
+      out_shardings=(mesh_lib.rows(mesh), mesh_lib.replicated(mesh)),
+      compiler_options=xla.compiler_options(mesh),
+    ),
+    jax.jit(
+      state_lib.renewal(network, optimizer, method.FRESH),
+      donate_argnums=0,
+      out_shardings=shardings,
+    ),
+    jax.jit(
+      make_judge(config, method, head),
       out_shardings=mesh_lib.replicated(mesh),
     ),
     shapes,
     shardings,
+    jax.eval_shape(forward, shapes.params, shapes.batch_stats, image),
     batch,
   )
 
 
-def make_judge(network: Functional):
-  """Returns `judge(params, batch_stats, centroids, embeddings, clusters)`.
+def make_observe(method: Any, network: Functional, augmentation: Any):
+  """Returns `observe(embeddings, params, batch_stats, key, batch)`.
+
+  It writes what the network in training mode makes of a batch's views into
+  rows of `embeddings`, [n, v, d], and returns them with the running statistics
+  of BatchNorm, which move on.
+
+  Args:
+    method: One of `METHODS`.
+    network: The model as pure functions.
+    augmentation: As for `make_step`.
+  """
+
+  def observe(embeddings, params, batch_stats, key, batch):
+    augment_key, network_key = jax.random.split(key)
+    images = augmentation(augment_key, batch["image"], batch["index"])
+    views, batch_stats = network.apply(
+      method.prepare(params), batch_stats, images, network_key, train=True
+    )
+    rows = jnp.stack([view.embeddings for view in views], axis=1)
+    return embeddings.at[batch["index"]].set(rows), batch_stats
+
+  return observe
+
+
+def make_judge(config: Config, method: Any, head: Callable[..., Any]):
+  """Returns `judge(params, centroids, embeddings, clusters)`.
 
   It returns a `Judgement` of embeddings [b, d] of the network in evaluation
   mode among centroids [k, d], for the given clusters [b] or, where these are
-  -1, for the nearest. [b, k] scores exist at once.
+  -1, for the nearest. A cluster whose centroid is zero is empty, and near to
+  nothing. [b, k] scores exist at once.
 
   Args:
-    network: The model as pure functions.
+    config: The experiment.
+    method: One of `METHODS`. Where it has no head, the cosines are its logits.
+    head: As `Program` has it.
   """
 
-  def judge(params, batch_stats, centroids, embeddings, clusters):
+  def judge(params, centroids, embeddings, clusters):
     cosines = jnp.matmul(
       memory.normalize(embeddings),
       memory.normalize(centroids).T,
       precision="highest",
     )
+    is_empty = ~jnp.any(centroids != 0, axis=1)
+    cosines = jnp.where(is_empty[None, :], -1.0, cosines)
     nearest = jnp.argmax(cosines, axis=1).astype(jnp.int32)
     cluster = jnp.where(clusters < 0, nearest, clusters)
     similarity = _entry(cosines, cluster)
     is_own = jnp.arange(cosines.shape[1])[None, :] == cluster[:, None]
     others = jnp.where(is_own, -jnp.inf, cosines)
-    (logits, *_) = network.apply_part("head", params, batch_stats, embeddings)
+    logits = cosines
+    if method.HEAD != "none":
+      logits, *_ = head(params, embeddings)
+    probabilities = jax.nn.softmax(logits / method.temperature(config))
     return Judgement(
       nearest,
       similarity,
       jnp.argmax(others, axis=1).astype(jnp.int32),
       similarity - jnp.max(others, axis=1),
-      _entry(jax.nn.softmax(logits), cluster),
+      _entry(probabilities, cluster),
     )
 
   return judge
@@ -231,7 +298,7 @@ def make_step(
 
   Args:
     config: The experiment.
-    method: A module of `METHODS`.
+    method: One of `METHODS`.
     network: The model as pure functions.
     optimizer: An optax transform.
     augmentation: (key, images, index) -> a tuple of float32 views,

@@ -1,5 +1,6 @@
 """The train state: what it holds, how it starts, where each part lies."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,41 @@ def init_function(
     )
 
   return init
+
+
+def renewal(
+  network: Functional,
+  optimizer: optax.GradientTransformation,
+  parts: Collection[str],
+):
+  """Returns `(state, step) -> state`, to be run under `jit`.
+
+  It draws the named parts of the network anew, and resets what the optimizer
+  keeps of them.
+
+  Args:
+    network: The model as pure functions.
+    optimizer: An optax transform.
+    parts: Top-level keys of the parameters.
+  """
+
+  def renew(state: TrainState, step: Int[Array, ""]) -> TrainState:
+    params, _ = network.init(jax.random.fold_in(state.key, step))
+    params = {
+      name: params[name] if name in parts else state.params[name]
+      for name in params
+    }
+
+    def of(path, old, new):
+      names = (getattr(key, "key", "") for key in path)
+      return new if any(name in parts for name in names) else old
+
+    opt_state = jax.tree_util.tree_map_with_path(
+      of, state.opt_state, optimizer.init(params)
+    )
+    return state._replace(params=params, opt_state=opt_state)
+
+  return renew
 
 
 def with_fresh_order(

@@ -14,7 +14,6 @@ from odc_jax import (
   metrics,
   optim,
   processes,
-  progress,
   report,
   results,
   sizes,
@@ -24,7 +23,6 @@ from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
 from odc_jax.data import folder, loader, sources
-from odc_jax.data.decode import Crop
 from odc_jax.errors import UserError
 from odc_jax.evals.scores import nmi
 from odc_jax.evaluate import Evaluation, evaluators_of
@@ -34,6 +32,7 @@ from odc_jax.health import Health
 from odc_jax.interop import torch as interop
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
+from odc_jax.reclustering import Reclustering
 from odc_jax.step_log import NotFiniteError, StepLog
 
 # A network file system may take this long to show a file to another host.
@@ -111,6 +110,11 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   )
   steps_per_epoch = loader.steps_per_epoch(num_examples, config.batch_size)
   num_steps = int(config.num_epochs * steps_per_epoch)
+  if not num_steps and method.recluster is None:
+    raise UserError(
+      f"{config.method} finds its clusters while it trains: num_epochs must be "
+      "above 0"
+    )
 
   # ------------------------------------------------------------- program ---
   program = assemble(config, method, mesh)
@@ -134,6 +138,9 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     config, program, mesh, train_source, test_source, bad_path, stop.check
   )
   bad_train, bad_test = evaluation.bad_train, evaluation.bad_test
+  recluster = Reclustering(
+    config, method, program, mesh, evaluation, train_source
+  )
 
   def without_padding(assignments):
     return processes.to_host(assignments)[:num_examples]
@@ -141,7 +148,9 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   def sizes_and_change(state, step):
     """Returns the scalars of an epoch's end, or of the first clustering."""
     now = without_padding(method.clusters(state.method))
+    # An image that has no cluster yet counts for none.
     counts = np.bincount(now, minlength=config.num_clusters)
+    counts = counts[: config.num_clusters]
     scalars = {
       "cluster/empty": np.sum(counts == 0),
       "cluster/min_size": np.min(counts),
@@ -150,32 +159,33 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
     if not step:
       return scalars
     before = without_padding(method.previous_clusters(state.method))
-    return {
-      "cluster/nmi_previous": nmi(now, before),
-      **scalars,
-      "cluster/dissolved_epoch": method.dissolved_clusters(state.method),
-    }
+    scalars = {"cluster/nmi_previous": nmi(now, before), **scalars}
+    if method.dissolved_clusters is not None:
+      dissolved = method.dissolved_clusters(state.method)
+      scalars["cluster/dissolved_epoch"] = dissolved
+    return scalars
 
   # ------------------------------------------------------------- batches ---
-  def train_batches(start_step, restarts):
+  def train_batches(start_step, restarts, order):
     """Yields batches, and the CPU time that reading each of them took."""
     data = config.data
     batches = loader.train_batches(
       train_source,
       data,
       batch_size=config.batch_size,
-      crops=[Crop(data.image_size, data.crop_scale, data.crop_ratio)],
+      crops=loader.crops(data),
       # A restart has an order of its own.
       seed=config.seed + (restarts << 32),
       start_step=start_step,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      order=order,
     )
-    stack.callback(batches.close)
-    for batch in batches:
-      bad_train.add(batch.pop("bad"))
-      reading_seconds = batch.pop("seconds")
-      yield processes.to_devices(batch, mesh), reading_seconds
+    with contextlib.closing(batches):
+      for batch in batches:
+        bad_train.add(batch.pop("bad"))
+        reading_seconds = batch.pop("seconds")
+        yield processes.to_devices(batch, mesh), reading_seconds
 
   # ----------------------------------------------------- start or go on ---
   state = checkpoints.restore(program.shapes, program.shardings)
@@ -191,30 +201,20 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
       config, state.params, state.batch_stats, program.shardings
     )
     state = state._replace(params=params, batch_stats=batch_stats)
-    processes.say(
-      f"first clustering: {num_examples} images into "
-      f"{config.num_clusters} clusters"
-    )
-    # Kept for the evaluation of step 0: the same network, the same images.
-    try:
-      with progress.bar(
-        "reading the images", num_examples, processes.is_first()
-      ) as advance:
-        train_features = evaluation.train_features(
-          state.params, state.batch_stats, advance
-        )
-    except processes.StoppedError:
-      processes.warn(
-        "stopped during the first clustering, with nothing to save yet; the "
-        "same command starts again"
+    if recluster.due(0):
+      processes.say(
+        f"first clustering: {num_examples} images into "
+        f"{config.num_clusters} clusters"
       )
-      raise SystemExit(stop.exit_status) from None
-    embeddings = train_features.embeddings
-    method_state = method.recluster(config, state.method, lambda: embeddings)
-    del embeddings
-    state = state._replace(
-      method=jax.device_put(method_state, program.shardings.method)
-    )
+      try:
+        # Kept for the evaluation of step 0: the same network and images.
+        state, train_features = recluster(state, 0)
+      except processes.StoppedError:
+        processes.warn(
+          "stopped during the first clustering, with nothing to save yet; the "
+          "same command starts again"
+        )
+        raise SystemExit(stop.exit_status) from None
   start_step = int(state.step)
   saved_step = start_step if resumed else None
   health = Health(config.num_clusters, num_examples)
@@ -226,7 +226,10 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   stack.callback(writer.close)
   # Where a signal came between a line and the next, the next is still due.
   logged = set(processes.gather(sorted(writer.logged_at_start))[0])
-  batches = train_batches(start_step, int(state.restarts))
+  restarts = int(state.restarts)
+  order = recluster.order(state, recluster.last(start_step))
+  batches = train_batches(start_step, restarts, order)
+  stack.callback(lambda: batches.close())
 
   # ---------------------------------------------------------------- loop ---
   learning_rate = optim.schedule(config.optimizer, steps_per_epoch)
@@ -255,6 +258,8 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
             scalars = {}
             if evaluation.has_labels() and not evaluated:
               clusters = without_padding(method.clusters(state.method))
+              if np.all(clusters == config.num_clusters):
+                clusters = None  # none yet
               scalars = evaluation.scores(
                 evaluation.subject(*network, train_features, clusters)
               )
@@ -268,6 +273,19 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
         save = last or stopping or step % checkpoint_every == 0
         if save and step != saved_step:
           writer.flush()
+          checkpoints.save(state, step)
+          saved_step = step
+    if step and recluster.due(step) and not (stopping or last):
+      try:
+        with log.between_steps():
+          state, _ = recluster(state, step)
+        order = recluster.order(state, step)
+        if order is not None:
+          batches.close()
+          batches = train_batches(step, restarts, order)
+      except processes.StoppedError:
+        stopping = True
+        if step != saved_step:
           checkpoints.save(state, step)
     if stopping:
       checkpoints.wait()

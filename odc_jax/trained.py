@@ -301,7 +301,6 @@ class Run:
         outputs = program.forward(params, batch_stats, images)
         judged = program.judge(
           params,
-          batch_stats,
           centroids,
           outputs.embeddings,
           np.full(images.shape[0], -1, np.int32),

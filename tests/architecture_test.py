@@ -7,6 +7,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from odc_jax.methods import METHODS
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "odc_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -137,6 +139,19 @@ ALLOWED = {
     "report",
     "results",
   },
+  "reclustering": {
+    "config",
+    "data",
+    "evals",
+    "evaluate",
+    "memory",
+    "mesh",
+    "methods",
+    "processes",
+    "program",
+    "progress",
+    "state",
+  },
   "handover": {
     "clustering",
     "evals",
@@ -218,10 +233,12 @@ def test_only_the_mesh_names_its_axis():
       raise AssertionError(f"{path} makes its own PartitionSpec")
 
 
-def test_the_loop_knows_no_method_by_name():
-  assert "odc." not in (PACKAGE / "train.py").read_text().replace(
-    "odc_jax.", ""
-  )
+@pytest.mark.parametrize("file", ["train.py", "program.py", "reclustering.py"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loop_knows_no_method_by_name(file, method):
+  text = (PACKAGE / file).read_text().replace("odc_jax.", "")
+  assert f"{method}." not in text
+  assert f'"{method}"' not in text
 
 
 def load(path, *args) -> ConfigDict:
@@ -240,12 +257,19 @@ def keys_of(config, prefix=()):
 
 
 def attributes_read():
-  """Returns every name that stands behind a dot in the package."""
+  """Returns every name behind a dot in the package, or in `get("name", _)`."""
   names = set()
   for path in SOURCES:
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Attribute):
         names.add(node.attr)
+      if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get"
+        and isinstance(node.args[0], ast.Constant)
+      ):
+        names.add(node.args[0].value)
   return names
 
 
@@ -257,9 +281,19 @@ def test_every_key_of_a_config_is_read(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_configs_hold_the_same_keys(path):
-  """A script that overrides a key can do so for every experiment."""
-  assert set(keys_of(load(path))) == set(keys_of(load(CONFIGS[0])))
+def test_configs_of_a_method_hold_the_same_keys(path):
+  """A script that overrides a key can do so for all of its experiments."""
+  method, _, _ = path.stem.rpartition("_")
+  assert load(path).method == method
+  first = next(other for other in CONFIGS if other.stem.startswith(method))
+  assert set(keys_of(load(path))) == set(keys_of(load(first)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_its_experiments(method):
+  assert {"imagenet", "cifar10", "digits"} <= {
+    path.stem.removeprefix(f"{method}_") for path in CONFIGS
+  }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

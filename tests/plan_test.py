@@ -12,7 +12,7 @@ from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax import plan
 from odc_jax.errors import UserError
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS
 from odc_jax.program import assemble
 from tests.program import assert_refused, run
 
@@ -66,7 +66,7 @@ def test_what_the_compiler_says(planned):
   assert step["flops"] > 0
   shapes = {shape for _, shape, _, _ in step["collectives"]}
   assert "f32[32,256]" in shapes
-  clustering = planned["programs"]["first clustering"]
+  clustering = planned["programs"]["clustering"]
   assert clustering["results"] > parts["sample memory"]
 
 
@@ -175,14 +175,14 @@ def test_six_devices_cannot_share_the_rows():
     odc_imagenet.get_config().copy_and_resolve_references(), 1_281_167, 1
   )
   with jax.set_mesh(mesh), pytest.raises(UserError, match="1,282,048 rows"):
-    assemble(config, odc, mesh)
+    assemble(config, METHODS[config.method], mesh)
 
 
 def test_more_rows_than_can_be_numbered():
   config = config_lib.resolve(odc_imagenet.get_config(), 2**31 - 1023, 8)
   mesh = mesh_lib.make_mesh(8)
   with jax.set_mesh(mesh), pytest.raises(UserError, match="int32"):
-    assemble(config, odc, mesh)
+    assemble(config, METHODS[config.method], mesh)
 
 
 def test_wrong_numbers():

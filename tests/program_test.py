@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
 from odc_jax import program
-from odc_jax.models.functional import Functional
+from odc_jax.methods import METHODS
 
 
 def test_embedding_std_is_that_of_the_directions(mesh):
@@ -51,25 +52,16 @@ def test_embeddings_behind_a_relu_cannot_fill_the_sphere():
 CENTROIDS = np.array([[1.0, 0, 0], [0, 2.0, 0], [0.6, 0.8, 0], [0, 0, 0.1]])
 
 
-def head(name, params, batch_stats, x):
-  assert name == "head"
-  return x @ params + batch_stats[None]
-
-
-def unused(*args):
-  raise AssertionError(args)
-
-
-NETWORK = Functional(unused, unused, head)
+def head(params, x):
+  return (x @ params,)
 
 
 def test_judgement_by_hand():
   embeddings = np.array([[5.0, 0, 0], [3.0, 4.0, 0], [3.0, 4.0, 0]])
   params = jnp.eye(3, 4)
-  judge = jax.jit(program.make_judge(NETWORK))
+  judge = jax.jit(program.make_judge(ConfigDict(), METHODS["odc"], head))
   found = judge(
     params,
-    jnp.zeros(4),
     jnp.asarray(CENTROIDS),
     jnp.asarray(embeddings),
     jnp.array([0, -1, 1], jnp.int32),

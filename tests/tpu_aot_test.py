@@ -18,7 +18,7 @@ from configs import odc_imagenet
 from odc_jax import config as config_lib
 from odc_jax import hlo, memory, plan, topology
 from odc_jax import mesh as mesh_lib
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS
 from odc_jax.program import assemble
 from tests import passes
 
@@ -82,8 +82,10 @@ def assert_nothing_grows(found, mesh, num_examples):
 def test_the_step(slice_name, size, record_property):
   mesh, config, limit = prepare(slice_name, size)
   with jax.set_mesh(mesh):
-    program = assemble(config, odc, mesh)
-    usage = plan.measure(plan.lowered(config, odc, program, mesh)["step"])
+    program = assemble(config, METHODS[config.method], mesh)
+    usage = plan.measure(
+      plan.lowered(config, METHODS[config.method], program, mesh)["step"]
+    )
   print(usage._replace(collectives=[]))
   needed = usage.arguments + usage.added
   record_property("gib", round(needed / 2**30, 2))

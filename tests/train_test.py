@@ -11,7 +11,7 @@ from configs import odc_digits
 from odc_jax import config as config_lib
 from odc_jax import hlo, program, train
 from odc_jax import mesh as mesh_lib
-from odc_jax.methods import odc
+from odc_jax.methods import METHODS
 from odc_jax.models.network import build
 from odc_jax.program import assemble
 
@@ -112,7 +112,7 @@ def compiled_step(num_examples, num_devices):
   mesh = mesh_lib.make_mesh(num_devices)
   config = config_lib.resolve(config, num_examples, mesh.size)
   with jax.set_mesh(mesh):
-    parts = assemble(config, odc, mesh)
+    parts = assemble(config, METHODS[config.method], mesh)
     return parts.step.lower(parts.shapes, parts.batch).compile()
 
 

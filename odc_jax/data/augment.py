@@ -6,12 +6,18 @@ whose strength is 0 leaves no trace in the compiled program.
 """
 
 import functools
+import itertools
 import math
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
+
+# Keys of the section `augment` that may hold a value for each view: the last
+# one is for all further views.
+PER_VIEW = ("blur", "solarize")
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 
@@ -96,7 +102,7 @@ def augment_views(
   depends neither on how many views there are nor on their sizes.
 
   Args:
-    config: as for `augment`.
+    config: as for `augment`; those of `PER_VIEW` may be tuples.
     key: the step's.
     images: [b, v, h, w, 3], 0 to 255; or, of views of several sizes
       (multi-crop), a tuple of such arrays. Views are counted through the tuple.
@@ -109,13 +115,35 @@ def augment_views(
   results = []
   first = 0
   for array in arrays:
-    views = jnp.arange(first, first + array.shape[1])
-    first += array.shape[1]
-    view_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, views)
-    keys = jax.vmap(_example_keys, (0, None), 1)(view_keys, index)
-    of_image = functools.partial(_augment_image, config)
-    results.append(jax.vmap(jax.vmap(of_image))(keys, array))
+    # Views with the same recipe are one computation.
+    recipes = [_of_view(config, first + i) for i in range(array.shape[1])]
+    parts, done = [], 0
+    for recipe, alike in itertools.groupby(recipes):
+      end = done + len(list(alike))
+      views = jnp.arange(first + done, first + end)
+      view_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, views)
+      keys = jax.vmap(_example_keys, (0, None), 1)(view_keys, index)
+      of_image = functools.partial(_augment_image, recipe)
+      parts.append(jax.vmap(jax.vmap(of_image))(keys, array[:, done:end]))
+      done = end
+    first += done
+    results.append(parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1))
   return jax.tree.unflatten(structure, results)
+
+
+def _of_view(config: Any, view: int) -> Any:
+  """Returns the recipe of one view: of several values for a key, its own."""
+  chosen = {
+    name: config[name][min(view, len(config[name]) - 1)]
+    for name in PER_VIEW
+    if isinstance(config[name], tuple)
+  }
+  if not chosen:
+    return config
+  recipe = ConfigDict(config)
+  with recipe.unlocked(), recipe.ignore_type():
+    recipe.update(chosen)
+  return recipe
 
 
 def normalize(

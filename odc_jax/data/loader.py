@@ -250,6 +250,32 @@ def eval_batches(
   return iter(batches.to_iter_dataset(_read_options(num_threads, 2)))
 
 
+def crops(config: Any) -> list[Crop]:
+  """Returns what is cut out of every image for training.
+
+  Args:
+    config: section with `image_size`, `crop_scale`, `crop_ratio` and, where
+      there is more than one view, `views`; with small ones besides
+      (multi-crop), `small_views`, `small_size` and `small_crop_scale`.
+
+  Returns:
+    The kinds of crops, large ones first.
+
+  Source of the small ones: SwAV src/multicropdataset.py.
+  """
+  ratio = config.crop_ratio
+  kinds = [
+    Crop(config.image_size, config.crop_scale, ratio, config.get("views", 1))
+  ]
+  if config.get("small_views", 0):
+    kinds.append(
+      Crop(
+        config.small_size, config.small_crop_scale, ratio, config.small_views
+      )
+    )
+  return kinds
+
+
 def num_batches_held(config: Any) -> int:
   """Returns how many training batches one process holds at most.
 

@@ -86,13 +86,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def complete(module: types.ModuleType) -> Any:
-  """Returns a method with what it leaves out filled in."""
-  return types.SimpleNamespace(**{**DEFAULTS, **vars(module)})
+def complete(**names: Any) -> Any:
+  """Returns a method of these names, with what it leaves out filled in."""
+  return types.SimpleNamespace(**{**DEFAULTS, **names})
 
 
 METHODS = {
-  "odc": complete(odc),
-  "coke": complete(coke),
-  "secu": complete(secu),
+  module.__name__.rpartition(".")[2]: complete(**vars(module))
+  for module in (odc, coke, secu)
 }

@@ -75,7 +75,7 @@ class Network(nnx.Module):
     """
     self.backbone = backbone
     self.neck = neck
-    self.head = head
+    self.head: Any = head
     self.predictor = predictor
     self.unit = unit
     self.views_together = views_together

@@ -55,7 +55,8 @@ def assert_same(left, right):
   assert len(left) == len(right)
   for a, b in zip(left, right, strict=True):
     np.testing.assert_array_equal(a["index"], b["index"])
-    np.testing.assert_array_equal(a["image"], b["image"])
+    for ours, theirs in zip(a["image"], b["image"], strict=True):
+      np.testing.assert_array_equal(ours, theirs)
     assert a["bad"] == b["bad"]
 
 
@@ -152,18 +153,17 @@ def test_indices_are_those_of_batch_indices_and_images_their_records(source):
     index = loader.batch_indices(1797, 100, step, 3, "permutation")
     assert batch["index"].dtype == np.int32
     np.testing.assert_array_equal(batch["index"], index)
-    assert batch["image"].shape == (100, 1, 8, 8, 3)
+    (images,) = batch["image"]
+    assert images.shape == (100, 1, 8, 8, 3)
     for row, i in enumerate(index):
-      np.testing.assert_array_equal(
-        batch["image"][row, 0], digits[int(i)]["image"]
-      )
+      np.testing.assert_array_equal(images[row, 0], digits[int(i)]["image"])
 
 
 @pytest.mark.parametrize("sampling", ["permutation", "replacement"])
 def test_threads_and_resuming_change_nothing(source, sampling):
   config = make_config(sampling=sampling)
   want = take(source, config, 7)
-  assert want[0]["image"].shape == (8, 2, 16, 16, 3)
+  assert want[0]["image"][0].shape == (8, 2, 16, 16, 3)
   for num_threads in 2, 8:
     config.num_threads = num_threads
     assert_same(take(source, config, 7), want)
@@ -183,7 +183,7 @@ def test_processes_hold_consecutive_rows_of_the_same_batch(source):
     joined = [
       {
         "index": np.concatenate([part[s]["index"] for part in parts]),
-        "image": np.concatenate([part[s]["image"] for part in parts]),
+        "image": (np.concatenate([part[s]["image"][0] for part in parts]),),
         "bad": [],
       }
       for s in range(4)
@@ -213,7 +213,7 @@ def test_multi_crop_is_a_tuple_and_the_first_kind_stays_as_it_is(source):
     large, small_views = both["image"]
     assert small_views.shape == (8, 3, 8, 8, 3)
     np.testing.assert_array_equal(both["index"], alone["index"])
-    np.testing.assert_array_equal(large, alone["image"])
+    np.testing.assert_array_equal(large, alone["image"][0])
   flat = small_views.reshape(24, -1)
   assert len(np.unique(flat, axis=0)) == 24
 
@@ -226,13 +226,15 @@ def test_crops_differ_between_views_copies_steps_and_epochs():
   crop = Crop(16, (0.3, 0.9), (0.75, 1.33), views=2)
   batches = take(source, config, 3, crops=[crop], order=order)
   images = np.concatenate(
-    [b["image"].reshape(-1, 16 * 16 * 3) for b in batches]
+    [b["image"][0].reshape(-1, 16 * 16 * 3) for b in batches]
   )
   # 48 crops of 8 x 8 pixels; a few may coincide.
   assert len(np.unique(images, axis=0)) > 30
   # View 0 is the same crop, however many there are.
   one = take(source, config, 1, [crop._replace(views=1)], order=order)[0]
-  np.testing.assert_array_equal(one["image"][:, 0], batches[0]["image"][:, 0])
+  np.testing.assert_array_equal(
+    one["image"][0][:, 0], batches[0]["image"][0][:, 0]
+  )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def make(rngs, dtype=jnp.float32):
   )
   neck = heads.NonLinearNeck(32, 16, 8, dtype=dtype, rngs=rngs)
   return network.Network(
-    backbone, neck, heads.LinearHead(8, 5, dtype=dtype, rngs=rngs)
+    backbone, neck, heads.LinearHeads(8, (5,), dtype=dtype, rngs=rngs)
   )
 
 
@@ -120,9 +120,10 @@ def test_init_is_a_function_of_the_key(model):
   again, _ = INIT(jax.random.key(0))
   other, _ = INIT(jax.random.key(1))
   assert_equal(params, again)
-  kernel, head = params["backbone"]["conv1"]["kernel"], params["head"]["fc"]
+  kernel = params["backbone"]["conv1"]["kernel"]
+  head = params["head"]["heads"]["0"]["fc"]
   assert np.any(kernel != other["backbone"]["conv1"]["kernel"])
-  assert np.any(head["kernel"] != other["head"]["fc"]["kernel"])
+  assert np.any(head["kernel"] != other["head"]["heads"]["0"]["fc"]["kernel"])
 
 
 def test_init_evaluates_to_shapes(model):
@@ -144,7 +145,7 @@ def test_every_parameter_learns(model):
       outputs, after = FUNCTIONS.apply(params, stats, IMAGES, key, True)
       labels = jnp.arange(8) % 5
       losses = optax.softmax_cross_entropy_with_integer_labels(
-        outputs.logits, labels
+        outputs.logits[0], labels
       )
       return losses.mean(), after
 

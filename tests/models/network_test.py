@@ -57,7 +57,7 @@ def test_config_reaches_the_parts():
   assert model.neck.bn0.momentum == 0.01
   assert model.neck.bn0.group_size == 2
   assert model.backbone.bn1.group_size == 0
-  assert model.head.fc.kernel.shape == (6, 10)
+  assert model.head.heads[0].fc.kernel.shape == (6, 10)
 
 
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 7), ("small", 3)])
@@ -74,7 +74,7 @@ def test_images_have_as_many_channels_as_asked(stem, size):
     outputs = jax.eval_shape(
       functools.partial(run, in_channels=in_channels), images
     )
-    assert outputs.logits.shape == (3, 10)
+    assert outputs.logits[0].shape == (3, 10)
 
 
 def test_features_are_the_last_map_averaged():
@@ -88,13 +88,16 @@ def test_features_are_the_last_map_averaged():
 
   class Head(nnx.Module):
     def __call__(self, embeddings):
-      return embeddings.sum(1, keepdims=True)
+      return (embeddings.sum(1, keepdims=True),)
+
+    def prototypes(self):
+      return ()
 
   images = jnp.arange(12.0).reshape(1, 2, 2, 3)
   outputs = network.Network(Backbone(), Neck(), Head())(images, None)
   np.testing.assert_allclose(outputs.features, [[9, 11, 13]])
   np.testing.assert_allclose(outputs.embeddings, [[10, 12]])
-  np.testing.assert_allclose(outputs.logits, [[22]])
+  np.testing.assert_allclose(outputs.logits, [[[22]]])
 
 
 def test_outputs_of_a_built_network():
@@ -103,8 +106,9 @@ def test_outputs_of_a_built_network():
     return model(jnp.zeros((3, 8, 8, 3)), nnx.Rngs(0))
 
   outputs = jax.eval_shape(run)
-  assert jax.tree.map(lambda a: a.shape, outputs) == ((3, 32), (3, 8), (3, 10))
-  assert all(a.dtype == jnp.float32 for a in outputs)
+  arrays = jax.tree.leaves(outputs)
+  assert [a.shape for a in arrays] == [(3, 32), (3, 8), (3, 10)]
+  assert all(a.dtype == jnp.float32 for a in arrays)
 
 
 @pytest.mark.parametrize(
