@@ -24,6 +24,9 @@ _LEAST = {
   "data.num_threads": 0,
   "data.num_workers": 0,
   "data.prefetch": 1,
+  "data.views": 1,
+  "data.small_views": 0,
+  "data.small_size": 1,
   "eval.every_epochs": 1,
   "eval.batch_size": 1,
   "eval.knn_k": 1,
@@ -34,7 +37,12 @@ _LEAST = {
   "model.width": 1,
 }
 _ON_NAN = ("stop", "rollback")
-_PAIRS = ("data.crop_scale", "data.crop_ratio", "augment.blur_sigma")
+_PAIRS = (
+  "data.crop_scale",
+  "data.small_crop_scale",
+  "data.crop_ratio",
+  "augment.blur_sigma",
+)
 
 # What may change when a run goes on: it says how the work is done, and has no
 # part in what comes out.
@@ -71,12 +79,19 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
     raise UserError(
       f"{source} has one image only; clustering needs two or more"
     )
-  if not 1 < config.num_clusters <= num_examples:
+  first, *others = clusterings(config)
+  if not 1 < first <= num_examples:
     raise UserError(
-      f"num_clusters={config.num_clusters} is not between 2 and the "
-      f"{num_examples} images of {source}; choose another with "
+      f"num_clusters={first} is not between 2 and the {num_examples} images "
+      f"of {source}; choose another with "
       f"--config.num_clusters={max(2, min(10, num_examples // 4))}"
     )
+  for k in others:
+    if not 1 < k <= num_examples:
+      raise UserError(
+        f"extra_clusters has {k}, not between 2 and the {num_examples} images "
+        f"of {source}; choose others with --config.extra_clusters=(a,b,...)"
+      )
   if not 0 < batch_size <= num_examples:
     raise UserError(
       f"batch_size={batch_size} is not between 1 and the {num_examples} "
@@ -112,10 +127,13 @@ def steps_per_epoch(config: Config) -> int:
 def check_values(config: Config) -> None:
   """Raises a UserError where a number makes no sense, whatever the data."""
   for name, least in _LEAST.items():
-    if (value := _value(config, name)) < least:
+    value = _value(config, name)
+    if value is not None and value < least:
       raise UserError(f"{name}={value} is less than {least}: --config.{name}")
   for name in _PAIRS:
     value = _value(config, name)
+    if value is None:
+      continue
     if len(value) != 2 or not 0 < value[0] <= value[1]:
       raise UserError(
         f"{name}={value} is no pair of a least and a greatest value above 0; "
@@ -211,9 +229,11 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(config: Config, name: str) -> Any:
-  for part in name.split("."):
+  """Returns what stands there, or None: not every method has every key."""
+  *sections, key = name.split(".")
+  for part in sections:
     config = config[part]
-  return config
+  return config.get(key)
 
 
 def _flat(node: Any, name: str = "config") -> dict[str, Any]:

@@ -383,6 +383,8 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
   with config.unlocked():
     # What is for training alone need not fit the data.
     config.num_clusters = min(config.num_clusters, num_examples)
+    if "extra_clusters" in config:
+      config.extra_clusters = ()
     config.batch_size, config.model.group_size = num_devices, 0
   return config_lib.resolve(config, num_examples, num_devices)
 

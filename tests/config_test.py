@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import odc_digits
+from configs import odc_digits, swav_digits
 from odc_jax import config as config_lib
 from odc_jax.errors import UserError
 
@@ -35,3 +35,21 @@ def test_a_run_cannot_be_trained_in_another_way(workdir):
   with pytest.raises(UserError, match=r"model\.width was 16, is 32"):
     config_lib.write(changed(model={"width": 32}), workdir, resuming=True)
   assert (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"data.views": 0}, r"data\.views=0 is less than 1"),
+    ({"data.small_views": -1}, r"data\.small_views=-1 is less than 0"),
+    ({"data.small_crop_scale": (0.5, 0.1)}, "small_crop_scale.* is no pair"),
+    ({"extra_clusters": (30, 1798)}, "extra_clusters has 1798"),
+    ({"num_clusters": 1798}, "num_clusters=1798 is not between"),
+  ],
+)
+def test_sizes_that_make_no_sense(changes, says):
+  config = swav_digits.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict({"extra_clusters": (30,), **changes})
+  with pytest.raises(UserError, match=says):
+    config_lib.resolve(config, 1797, 1)
