@@ -2,12 +2,13 @@
 
   python -m benchmarks.compare --methods=all --data=folder:/data/cifar10 \
     --epochs=200
-  python -m benchmarks.compare --methods=odc,swav --data=digits --minutes=2
+  python -m benchmarks.compare --data=digits --width=16 --stem=imagenet
+  python -m benchmarks.compare --methods=odc,swav --data=folder:DIR --minutes=5
 
 Takes each method's `configs/<method>_cifar10.py` (on digits:
 `<method>_digits.py`), with `--width` and `--stem` of the ResNet-18, and trains
-it for as many epochs, or for as many minutes: how many epochs these are shows
-in a run of two. What a schedule counts in epochs (warm-up, decays, frozen
+it for as many epochs, or for as many minutes (how many epochs these are shows
+in a run of two), or, with neither, for as long as the config says. What a schedule counts in epochs (warm-up, decays, frozen
 heads) shrinks with the run; an epoch without learning that a method begins with
 (CoKe, SeCu) stays. Evaluates what it ends with and prints one table, and one
 JSON line: kNN and logistic regression on the frozen backbone, NMI (arithmetic)
@@ -109,7 +110,7 @@ def measure(
   name: str, args: argparse.Namespace, seed: int, folder: pathlib.Path
 ) -> dict[str, float]:
   """Trains a method and returns its row."""
-  num_epochs = args.epochs
+  num_epochs = args.epochs or experiment(name, args, seed).num_epochs
   if args.minutes:
     config = experiment(name, args, seed)
     shorten(config, 2)
@@ -144,7 +145,7 @@ def main() -> None:
   parser.add_argument("--methods", default="all", metavar="A,B")
   parser.add_argument("--data", default="tfds:cifar10")
   length = parser.add_mutually_exclusive_group()
-  length.add_argument("--epochs", type=int, default=200)
+  length.add_argument("--epochs", type=int, default=0)
   length.add_argument("--minutes", type=float, default=0)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument("--width", type=int, default=64)
