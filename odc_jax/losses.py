@@ -13,6 +13,15 @@ def cross_entropy(
   return -jnp.take_along_axis(log_p, clusters[:, None], axis=1)[:, 0]
 
 
+def soft_cross_entropy(
+  logits: Float[Array, "b k"], targets: Float[Array, "b k"]
+) -> Float[Array, "b"]:
+  """Returns -sum_k target_k log softmax(logits)_k, in float32."""
+  return -jnp.sum(
+    targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=1
+  )
+
+
 def weighted_cross_entropy(
   logits: Float[Array, "b k"],
   clusters: Int[Array, "b"],

@@ -119,16 +119,34 @@ def relabel(
   Returns:
     Labels, sizes, and which share of the batch changed its first cluster.
   """
-  n, k = labels.assignments.shape[0], sizes.shape[0]
+  n = labels.assignments.shape[0]
   old = labels.assignments[index, 0]
   change = jnp.mean(old != clusters[:, 0])
   target = jnp.where(last_occurrence(index), index, n)
-  # The whole batch on every device before it meets the replicated sizes.
-  there, old, new = mesh_lib.replicate((target < n, old, clusters[:, 0]))
-  sizes = sizes.at[jnp.where(there, old, k)].add(-1, mode="drop")
-  sizes = sizes.at[jnp.where(there, new, k)].add(1, mode="drop")
   assignments = labels.assignments.at[target].set(clusters, mode="drop")
+  sizes = resize(sizes, index, old, clusters[:, 0])
   return labels._replace(assignments=assignments), sizes, change
+
+
+def resize(
+  sizes: Int[Array, "k"],
+  index: Int[Array, "b"],
+  old: Int[Array, "b"],
+  new: Int[Array, "b"],
+) -> Int[Array, "k"]:
+  """Returns the sizes of one clustering after images changed their clusters.
+
+  Args:
+    sizes: Images in each cluster, replicated.
+    index: The images; of duplicates the last one counts.
+    old: Their clusters before; k where an image had none.
+    new: Their clusters now.
+  """
+  k = sizes.shape[0]
+  # The whole batch on every device before it meets the replicated sizes.
+  last, old, new = mesh_lib.replicate((last_occurrence(index), old, new))
+  sizes = sizes.at[jnp.where(last, old, k)].add(-1, mode="drop")
+  return sizes.at[jnp.where(last, new, k)].add(1, mode="drop")
 
 
 def cluster_sizes(

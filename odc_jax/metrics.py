@@ -24,6 +24,7 @@ EVALUATION = "evaluation.json"
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/center_loss": "the part of the loss that the centres learn from",
   "train/embedding_std": "spread of the batch's embeddings over the sphere: 0 "
   "where all are the same, at most 1",
   "train/learning_rate": "of the backbone",

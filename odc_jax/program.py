@@ -21,7 +21,7 @@ from odc_jax.config import Config
 from odc_jax.data import augment, loader
 from odc_jax.errors import UserError
 from odc_jax.models.functional import Functional, functional
-from odc_jax.models.network import build
+from odc_jax.models.network import build, check_image_size
 from odc_jax.state import TrainState
 
 
@@ -91,8 +91,10 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
 
   Raises:
     UserError: If the devices cannot share the rows of the memories evenly, or
-      if there are too many of them to be numbered.
+      if there are too many of them to be numbered; or if the images are not of
+      a size for the network.
   """
+  check_image_size(config.model, config.data.image_size)
   network = functional(
     lambda rngs: build(
       config.model,

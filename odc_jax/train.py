@@ -217,7 +217,7 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
         raise SystemExit(stop.exit_status) from None
   start_step = int(state.step)
   saved_step = start_step if resumed else None
-  health = Health(config.num_clusters, num_examples)
+  health = Health(config.num_clusters, num_examples, config.method)
   writer = (
     metrics.MetricWriter(workdir, saved_step, num_steps, health)
     if processes.is_first()

@@ -267,6 +267,7 @@ def attributes_read():
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "get"
+        and node.args
         and isinstance(node.args[0], ast.Constant)
       ):
         names.add(node.args[0].value)

@@ -75,6 +75,15 @@ def environment(tmp_path_factory):
   }
 
 
+def batch_sizes(trace):
+  """Returns the sizes of a recording's batches, where it has any."""
+  if "batch_sizes" in trace:
+    return [int(size) for size in trace["batch_sizes"]]
+  return [
+    trace[name].shape[axis] for name, axis in _BATCHES.items() if name in trace
+  ]
+
+
 @pytest.fixture(params=[1, 8], ids=lambda n: f"{n}dev")
 def mesh(request):
   """A context mesh over one device, then over eight.
@@ -86,9 +95,9 @@ def mesh(request):
   devices = request.param
   for name in request.fixturenames:
     if name.startswith("golden_"):
-      trace = load(request.getfixturevalue(name))
-      for array in _BATCHES.keys() & trace.keys():
-        devices = math.gcd(devices, trace[array].shape[_BATCHES[array]])
+      devices = math.gcd(
+        devices, *batch_sizes(load(request.getfixturevalue(name)))
+      )
   mesh = mesh_lib.make_mesh(devices)
   with jax.set_mesh(mesh):
     yield mesh

@@ -482,3 +482,45 @@ def test_no_collective_grows_with_the_data_set():
     compiled(deal, n, centroids, 20, jax.random.key(0)) for n in (1024, 8192)
   )
   assert few == many
+
+
+def test_new_labels_by_hand(mesh):
+  """Image 5 twice in a batch: the last counts. Image 0 had no cluster."""
+  labels = memory.no_labels(1030, (3, 7))
+  assert labels.assignments.shape == (2048, 2)
+  assert np.all(np.asarray(labels.assignments) == [3, 7])
+  assert np.all(labels.previous == 3)
+  labels = jax.device_put(labels, mesh_lib.rows(mesh))
+  sizes = jnp.zeros((3,), jnp.int32)
+  relabel = jax.jit(memory.relabel)
+  index = jnp.array([5, 0, 5, 9, 11, 2, 4, 1])
+  clusters = jnp.array(
+    [[0, 1], [1, 6], [2, 2], [2, 3], [0, 0], [1, 1], [2, 2], [2, 2]]
+  )
+  labels, sizes, change = relabel(labels, sizes, index, clusters)
+  assert change == 1
+  np.testing.assert_array_equal(sizes, [1, 2, 4])
+  np.testing.assert_array_equal(labels.assignments[5], [2, 2])
+  np.testing.assert_array_equal(labels.assignments[0], [1, 6])
+  np.testing.assert_array_equal(labels.assignments[3], [3, 7])
+  again = jnp.array([9, 9, 9, 9, 0, 2, 3, 4])
+  clusters = jnp.zeros((8, 2), jnp.int32)
+  labels, sizes, change = relabel(labels, sizes, again, clusters)
+  assert change == 1
+  np.testing.assert_array_equal(sizes, [6, 0, 2])
+  counts = memory.cluster_sizes(labels.assignments[:, 0], 3)
+  np.testing.assert_array_equal(counts, sizes)
+
+  before = memory.at_epoch_start(labels, jnp.int32(7), 7)
+  assert np.all(before.previous == labels.assignments[:, 0])
+  same = memory.at_epoch_start(labels, jnp.int32(8), 7)
+  assert np.all(same.previous == 3)
+
+
+def test_scalars_of_sizes_by_hand():
+  found = memory.size_scalars(jnp.array([2, 0, 6]))
+  assert found["cluster/empty"] == 1
+  assert (found["cluster/min_size"], found["cluster/max_size"]) == (0, 6)
+  expected = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+  np.testing.assert_allclose(found["cluster/entropy"], expected, rtol=1e-6)
+  assert memory.size_scalars(jnp.zeros((3,), jnp.int32))["cluster/entropy"] == 0

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from odc_jax import memory
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import assign
+from odc_jax.clustering import assign, pca
 from odc_jax.clustering.kmeans import kmeans
+from odc_jax.clustering.spherical import random_start, spherical_kmeans
 from odc_jax.memory import CentroidMemory, SampleMemory
 
 NAMES = (
@@ -15,6 +16,8 @@ NAMES = (
   "small clusters",
   "k-means",
   "k-means++",
+  "whiten",
+  "spherical k-means",
 )
 
 
@@ -35,6 +38,9 @@ def lower(name, mesh, n, d, k, dtype):
       x, key, num_examples=n - 5, num_clusters=k, init=init
     )
 
+  def spherical(x, valid, key):
+    return spherical_kmeans(x, valid, random_start(x, valid, key, k))
+
   def deal(samples, centroids, key):
     # 2-means is part of it.
     return memory.deal_with_small_clusters(samples, centroids, 20, key)
@@ -48,5 +54,10 @@ def lower(name, mesh, n, d, k, dtype):
       return recompute.lower(samples, k)
     if name == "small clusters":
       return jax.jit(deal, donate_argnums=0).lower(samples, centroids, key)
+    valid = jax.ShapeDtypeStruct((n,), bool, sharding=rows)
+    if name == "whiten":
+      return jax.jit(pca.whiten, static_argnums=2).lower(x, valid, d)
+    if name == "spherical k-means":
+      return jax.jit(spherical).lower(x, valid, key)
     init = {"k-means": "random", "k-means++": "k-means++"}[name]
     return jax.jit(cluster(init)).lower(x, key)

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
 from odc_jax import program
-from odc_jax.methods import METHODS
+from odc_jax import state as state_lib
+from odc_jax.methods import METHODS, complete
+from odc_jax.models.functional import Functional
+from odc_jax.state import TrainState
 
 
 def test_embedding_std_is_that_of_the_directions(mesh):
@@ -76,3 +80,41 @@ def test_judgement_by_hand():
   np.testing.assert_allclose(
     found.confidence, odds[[0, 1, 2], [0, 2, 1]], rtol=1e-5
   )
+
+
+def test_empty_clusters_are_near_to_nothing_and_cosines_stand_in_for_a_head():
+  centroids = jnp.array([[1.0, 0], [0, 0], [0, 2.0]])
+  embeddings = jnp.array([[-3.0, -4.0]])
+  method = complete(HEAD="none", temperature=lambda config: 0.1)
+  judge = program.make_judge(ConfigDict(), method, head)
+  found = judge((), centroids, embeddings, jnp.array([-1]))
+  # Away from both, and yet not near the empty one.
+  assert found.nearest == 0
+  np.testing.assert_allclose(found.similarity, -0.6, rtol=1e-6)
+  assert found.second_cluster == 2
+  odds = np.exp(np.array([-0.6, -1, -0.8]) / 0.1)
+  np.testing.assert_allclose(found.confidence, odds[:1] / odds.sum(), rtol=1e-5)
+
+
+def test_fresh_parts_and_what_the_optimizer_knows_of_them():
+  def init(key):
+    weights = jax.random.normal(key, (4,))
+    return {"body": weights[:3], "head": weights[3]}, {}
+
+  optimizer = optax.sgd(0.1, momentum=0.9)
+  params, _ = init(jax.random.key(0))
+  ones = jax.tree.map(jnp.ones_like, params)
+  _, opt_state = optimizer.update(ones, optimizer.init(params), params)
+  state = TrainState(
+    jnp.int32(7), params, {}, opt_state, (), jax.random.key(1), jnp.int32(0)
+  )
+  network = Functional(init, head, head)
+  renew = jax.jit(state_lib.renewal(network, optimizer, ("head",)))
+  found = renew(state, 7)
+  np.testing.assert_array_equal(found.params["body"], params["body"])
+  assert found.params["head"] != params["head"]
+  assert found.params["head"] != renew(state, 8).params["head"]
+  trace = found.opt_state[0].trace
+  np.testing.assert_array_equal(trace["body"], 1)
+  assert trace["head"] == 0
+  assert found.step == 7

@@ -7,6 +7,7 @@ Each is one compilation, of half a minute to some minutes. They need libtpu, as
 ImageNet: two images for each of 256 chips.
 """
 
+import importlib
 import os
 import re
 
@@ -104,6 +105,22 @@ def test_the_step(slice_name, size, record_property):
     4 * parameters, 4 * k * (d + 1)
   )
   assert_nothing_grows(usage.collectives, mesh, config.num_examples)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_programs_of_a_method(name):
+  """The published experiment on eight chips: the step and what is around it."""
+  topology.prepare_environment()
+  mesh = mesh_lib.make_mesh(devices=topology.devices("v5e:2x4"))
+  module = importlib.import_module(f"configs.{name}_imagenet")
+  config = config_lib.resolve(module.get_config(), 1_281_167, mesh.size)
+  method = METHODS[name]
+  with jax.set_mesh(mesh):
+    program = assemble(config, method, mesh)
+    for what, lower in plan.lowered(config, method, program, mesh).items():
+      usage = plan.measure(lower)
+      print(what, usage._replace(collectives=[]))
+      assert_nothing_grows(usage.collectives, mesh, config.num_examples)
 
 
 @pytest.mark.parametrize("name", passes.NAMES)

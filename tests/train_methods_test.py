@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.methods import METHODS
 from odc_jax.program import assemble
 from tests.program import (
+  ROOT,
   assert_same_run,
   kill_and_go_on,
   lines_of,
@@ -137,6 +140,19 @@ def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
   np.testing.assert_allclose(other_losses[0], losses[0], rtol=1e-4)
   np.testing.assert_allclose(other_losses, losses, rtol=0.02)
   assert np.mean(clusters == other_clusters) > 0.95
+
+
+@pytest.mark.slow
+def test_the_method_of_the_readme(environment, tmp_path):
+  text = (ROOT / "README.md").read_text()
+  (code,) = re.findall(r"<!-- ci: method -->\n```python\n(.*?)```", text, re.S)
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  subprocess.run(
+    [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True
+  )
+  summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
+  assert summary["eval/knn_top1"] > 0.7
+  assert summary["cluster/empty"] == 0
 
 
 def compiled(name, num_examples):

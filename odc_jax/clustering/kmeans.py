@@ -374,14 +374,30 @@ def _take(x, ids):
   return jax.lax.psum(jnp.where(mine[:, None], taken, 0), mesh.AXIS)
 
 
-def _random(x, key, num_examples, k):
-  """k distinct rows: those with the largest noise."""
-  rows, valid = assign.global_rows(x.shape[0], num_examples)
+def random_rows(x, key, valid, k):
+  """Inside `per_shard`: k distinct rows, those with the largest noise.
+
+  Args:
+    x: This device's rows.
+    key: The same on every device.
+    valid: Which of the rows may be drawn; if all devices together have fewer
+      than k, row 0 stands in for the others.
+    k: How many.
+
+  Returns:
+    [k, d] float32, the same on every device.
+  """
+  rows, _ = assign.global_rows(x.shape[0], 0)
   noise = _per_row(jax.random.bits, key, rows) >> 1
   values = jnp.where(valid, noise.astype(jnp.int32), -1)
   ranks = _rank_largest(values, k)
   ids = jnp.zeros(k, jnp.int32).at[ranks].set(rows, mode="drop")
   return _take(x, jax.lax.psum(ids, mesh.AXIS))
+
+
+def _random(x, key, num_examples, k):
+  _, valid = assign.global_rows(x.shape[0], num_examples)
+  return random_rows(x, key, valid, k)
 
 
 def _plus_plus(x, key, num_examples, k):

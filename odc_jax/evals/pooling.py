@@ -1,10 +1,11 @@
-"""The five stages of a backbone, each pooled to at most 9,216 numbers.
+"""The five stages of a backbone, each pooled to about 9,000 numbers.
 
 The classical way to ask where in a network the knowledge lies: a linear
 classifier on every stage, of a ResNet-50 all with about as many inputs.
 
 Source: Zhang, Isola & Efros, "Split-brain autoencoders", CVPR 2017, section 4;
-OpenSelfSup configs/benchmarks/linear_classification (`pool_specs`).
+OpenSelfSup configs/benchmarks/linear_classification (`pool_specs`); for AlexNet
+deepcluster eval_linear.py (`RegLog`).
 """
 
 import math
@@ -13,15 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Of the stem and the four stages at 224 pixels: side of the map, then kernel,
-# stride and padding of the official AvgPool2d.
-_OFFICIAL = (
-  (112, 10, 10, 4),
-  (56, 16, 8, 0),
-  (28, 13, 5, 0),
-  (14, 8, 3, 0),
-  (7, 6, 1, 0),
-)
+# Of a ResNet's stem and its four stages at 224 pixels: stage and side of the
+# map -> kernel, stride and padding of the official AvgPool2d.
+_RESNET = {
+  (0, 112): (10, 10, 4),
+  (1, 56): (16, 8, 0),
+  (2, 28): (13, 5, 0),
+  (3, 14): (8, 3, 0),
+  (4, 7): (6, 1, 0),
+}
+# Of AlexNet's convolutions likewise: stage, side and channels. The fifth map
+# is behind the last max-pooling and has 9,216 numbers; officially it is taken
+# from before it and averaged over 2 x 2.
+_ALEXNET = {
+  (0, 55, 96): (6, 6, 3),
+  (1, 27, 256): (4, 4, 0),
+  (2, 13, 384): (3, 3, 1),
+  (3, 13, 384): (3, 3, 1),
+}
 _MOST_DIMENSIONS = 9216
 
 
@@ -31,7 +41,8 @@ def pool(maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _"]]:
   Maps as large as those of a 224-pixel image get the official windows, which
   give 12, 6, 4, 3 and 2 places a side, whatever the channels: 9216, 9216, 8192,
   9216 and 8192 numbers of a ResNet-50, for which they were chosen; 9216, 2304,
-  2048, 2304 and 2048 of a ResNet-18. Any other map of s x s x c is divided
+  2048, 2304 and 2048 of a ResNet-18. Those of AlexNet get its own windows:
+  9600, 9216, 9600, 9600 and 9216 numbers. Any other map of s x s x c is divided
   evenly into the most places a side that keep p^2 c within 9216:
   p = min(s, floor(sqrt(9216 / c))), as PyTorch's AdaptiveAvgPool2d divides it.
 
@@ -56,8 +67,9 @@ def pool(maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _"]]:
 
 def _windows(stage: int, side: int, channels: int) -> Float[np.ndarray, "p s"]:
   """Returns the weight of every row of a map in every row that it becomes."""
-  official, kernel, stride, padding = _OFFICIAL[stage]
-  if side == official:
+  official = _RESNET.get((stage, side)) or _ALEXNET.get((stage, side, channels))
+  if official:
+    kernel, stride, padding = official
     starts = range(-padding, side + padding - kernel + 1, stride)
     # PyTorch counts the padding: a window over the edge sums up to less.
     windows = [(start, start + kernel, kernel) for start in starts]

@@ -29,8 +29,8 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
   Args:
     workdir: The work directory; nothing in it is changed.
     folder: Where to write; made if it is not there. Gets `model.safetensors`
-      (the backbone alone), `neck_and_head.safetensors`, `config.json` (timm's)
-      and `README.md` (a model card).
+      (the backbone alone), `neck_and_head.safetensors`, `config.json` (timm's,
+      of networks that it has) and `README.md` (a model card).
 
   Returns:
     What was written, in a sentence.
@@ -60,7 +60,7 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
 def write_files(
   folder: pathlib.Path,
   weights: dict[str, dict[str, np.ndarray]],
-  timm_config: dict[str, Any],
+  timm_config: dict[str, Any] | None,
   card: str,
 ) -> None:
   """Writes the files of an export.
@@ -68,7 +68,7 @@ def write_files(
   Args:
     folder: Made if it is not there.
     weights: As `state_dict` returns them.
-    timm_config: What becomes `config.json`.
+    timm_config: What becomes `config.json`; None: there is to be none.
     card: The model card.
 
   Raises:
@@ -76,17 +76,19 @@ def write_files(
   """
   neck_and_head = {
     f"{part}.{name}": array
-    for part in ("neck", "head")
+    for part in weights.keys() - {"backbone"}
     for name, array in weights[part].items()
   }
+  files = {
+    BACKBONE_FILE: _safetensors(weights["backbone"]),
+    NECK_AND_HEAD_FILE: _safetensors(neck_and_head),
+    "README.md": card.encode(),
+  }
+  if timm_config is not None:
+    files["config.json"] = (json.dumps(timm_config, indent=2) + "\n").encode()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (
-      (BACKBONE_FILE, _safetensors(weights["backbone"])),
-      (NECK_AND_HEAD_FILE, _safetensors(neck_and_head)),
-      ("config.json", (json.dumps(timm_config, indent=2) + "\n").encode()),
-      ("README.md", card.encode()),
-    ):
+    for name, data in files.items():
       write_whole(folder / name, data)
   except OSError as error:
     raise UserError(
@@ -105,10 +107,10 @@ def state_dict(
     step: Steps trained, which become `num_batches_tracked`.
 
   Returns:
-    "backbone", "neck" and "head", each name -> array; the backbone's are
-    torchvision's.
+    "backbone", "neck", "head" and "predictor", each name -> array, if any; the
+    backbone's are torchvision's.
   """
-  parts = {"backbone": {}, "neck": {}, "head": {}}
+  parts = {"backbone": {}, "neck": {}, "head": {}, "predictor": {}}
   for full_name, leaf in names.by_name(params, batch_stats).items():
     part, name = full_name.split(".", 1)
     parts[part][name] = names.to_torch(np.asarray(leaf))

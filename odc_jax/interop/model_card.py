@@ -12,20 +12,76 @@ from odc_jax.data import loader
 from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.methods import METHODS
 from odc_jax.metrics import declared
+from odc_jax.models import stack
+from odc_jax.models.network import STACKS
 
 # Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
 _WIDTH = 64
 
 _EXPANSIONS = {"resnet18": 1, "resnet34": 1, "resnet50": 4}
 
+# What the card's Python makes embeddings with, of every neck in
+# `models.network.NECKS`: lines of a function of x.
+_EMBED = {
+  "nonlinear": (
+    'x = normalize(linear(x, "neck.fc0"), "neck.bn0").relu()',
+    'x = linear(x, "neck.fc1").relu()',
+  ),
+  "mlp2": (
+    'x = normalize(linear(x, "neck.layers.0"), "neck.norms.0").relu()',
+    'x = linear(x, "neck.layers.1")',
+  ),
+  "mlp3": (
+    'x = normalize(linear(x, "neck.layers.0"), "neck.norms.0").relu()',
+    'x = normalize(linear(x, "neck.layers.1"), "neck.norms.1").relu()',
+    'x = normalize(linear(x, "neck.layers.2"), "neck.norms.2")',
+  ),
+  "fc": (
+    'x = linear(x.flatten(1), "neck.fc6").relu()',
+    'x = linear(x, "neck.fc7")',
+  ),
+  "none": (),
+}
 
-def timm_config(config: Config) -> dict[str, Any]:
+# Likewise scores, of heads in `models.network.HEADS` that have some.
+_SCORES = {
+  "linear": 'linear(x, "head.fc_cls")',
+  "prototypes": 'torch.matmul(x, parts["head.weights.0"].T)',
+  "centers": 'torch.matmul(x, unit(parts["head.weights.0"]).T)',
+}
+
+# What these lines call.
+_CALLED = {
+  "linear(": """def linear(x, name):
+  return torch.nn.functional.linear(
+    x, parts[f"{name}.weight"], parts[f"{name}.bias"]
+  )""",
+  "normalize(": """def normalize(x, name):
+  return torch.nn.functional.batch_norm(
+    x,
+    parts[f"{name}.running_mean"],
+    parts[f"{name}.running_var"],
+    parts.get(f"{name}.weight"),
+    parts.get(f"{name}.bias"),
+  )""",
+  "unit(": """def unit(x):
+  return torch.nn.functional.normalize(x)""",
+}
+
+
+def timm_config(config: Config) -> dict[str, Any] | None:
   """Returns what timm's hub form keeps in `config.json`.
 
   Args:
     config: Of a run, as its work directory has it.
+
+  Returns:
+    None for AlexNet, which timm does not have, and VGG, which it has only with
+    its fully connected layers.
   """
   model, size = config.model, config.data.image_size
+  if model.name in STACKS:
+    return None
   in_channels = _in_channels(config)
   return {
     "architecture": model.name,
@@ -100,11 +156,11 @@ def card(
     80,
   )
   return f"""---
-library_name: timm
+library_name: {"pytorch" if model.name in STACKS else "timm"}
 pipeline_tag: image-feature-extraction
 tags:
 - image-feature-extraction
-- timm
+- {"pytorch" if model.name in STACKS else "timm"}
 - self-supervised-learning
 - clustering
 - {config.method}
@@ -124,7 +180,7 @@ tags:
 {_table(numbers)}
 
 ## Use
-{_with_timm(config)}{_with_torchvision(config)}
+{_in_pytorch(config)}
 {_in_jax(config)}
 ## Input
 
@@ -132,14 +188,9 @@ tags:
 
 ## Files
 
-| file | what it is |
-|---|---|
-| `{BACKBONE_FILE}` | the backbone alone, float32, with torchvision's names |
-| `{NECK_AND_HEAD_FILE}` | what made embeddings and cluster scores of the \
-features, with OpenSelfSup's names |
-| `config.json` | for timm |
+{_files(config)}
 
-{_with_neck()}
+{_with_neck(config)}
 ## Config
 
 ```json
@@ -166,6 +217,77 @@ def _table(numbers):
     for name, value in shown.items()
   ]
   return "\n".join(["| name | value | what it is |", "|---|---|---|", *rows])
+
+
+def _files(config):
+  """Returns what the files are, a Markdown table."""
+  name = config.model.name
+  whose = "DeepCluster" if name == "alexnet" else "torchvision"
+  files = {
+    BACKBONE_FILE: f"the backbone alone, float32, with {whose}'s names",
+    NECK_AND_HEAD_FILE: "what made embeddings and cluster scores of the "
+    "features",
+  }
+  if _neck(config) == "nonlinear":
+    files[NECK_AND_HEAD_FILE] += ", with OpenSelfSup's names"
+  if name not in STACKS:
+    files["config.json"] = "for timm"
+  return "\n".join(
+    [
+      "| file | what it is |",
+      "|---|---|",
+      *(f"| `{file}` | {what} |" for file, what in files.items()),
+    ]
+  )
+
+
+def _in_pytorch(config):
+  """Returns how to load the backbone in PyTorch."""
+  if config.model.name in STACKS:
+    return f"{_with_torchvision(config)}{_with_plain_pytorch(config)}"
+  return f"{_with_timm(config)}{_with_torchvision(config)}"
+
+
+def _with_plain_pytorch(config):
+  """Returns how to load a backbone that is one convolution upon another."""
+  model = config.model
+  lines, pooling = [], 0
+  for stage in STACKS[model.name]:
+    layers = []
+    for layer in stage:
+      if isinstance(layer, stack.Pool):
+        layers.append('"pool"')
+        pooling = layer.size
+      else:
+        channels = stack.scaled(layer.channels, model.width)
+        layers.append(f"{(channels, *layer[1:])}")
+    lines.append(f"  {', '.join(layers)},")
+  listed = "\n".join(lines)
+  return f"""
+```python
+import torch
+from safetensors.torch import load_file
+
+# Channels, kernel, stride and padding.
+layers = [
+{listed}
+]
+channels, features = {_in_channels(config)}, []
+for layer in layers:
+  if layer == "pool":
+    features.append(torch.nn.MaxPool2d({pooling}, 2))
+    continue
+  features.append(torch.nn.Conv2d(channels, *layer))
+  features += [torch.nn.BatchNorm2d(layer[0]), torch.nn.ReLU()]
+  channels = layer[0]
+model = torch.nn.Sequential()
+model.add_module("features", torch.nn.Sequential(*features))
+model.add_module("average", torch.nn.AdaptiveAvgPool2d(1))
+model.add_module("flatten", torch.nn.Flatten())
+model.load_state_dict(load_file("{BACKBONE_FILE}"))
+model.eval()
+```
+"""
 
 
 def _with_timm(config):
@@ -260,19 +382,32 @@ def _conv(channels_in, channels_out, size, stride):
 
 def _with_torchvision(config):
   """Returns how to load the backbone with torchvision, if that has it."""
-  if config.model.width != _WIDTH:
+  model, channels = config.model, _in_channels(config)
+  if model.width != _WIDTH or model.name == "alexnet":  # or another AlexNet
     return ""
-  changes = "".join(
-    f"{line}\n" for line in _stem_changes(config, channels_are_given=False)
-  )
+  if model.name in STACKS:
+    function = f"{model.name}_bn"
+    lines = [
+      "model.avgpool = torch.nn.AdaptiveAvgPool2d(1)",
+      "model.classifier = torch.nn.Identity()",
+    ]
+    if channels != 3:
+      first = f"torch.nn.Conv2d({channels}, {_WIDTH}, 3, padding=1)"
+      lines.append(f"model.features[0] = {first}")
+  else:
+    function = model.name
+    lines = [
+      "model.fc = torch.nn.Identity()",
+      *_stem_changes(config, channels_are_given=False),
+    ]
+  changes = "".join(f"{line}\n" for line in lines)
   return f"""
 ```python
 import torch
 import torchvision
 from safetensors.torch import load_file
 
-model = torchvision.models.{config.model.name}()
-model.fc = torch.nn.Identity()
+model = torchvision.models.{function}()
 {changes}model.load_state_dict(load_file("{BACKBONE_FILE}"))
 model.eval()
 ```
@@ -340,8 +475,25 @@ def sobel(images):
 timm's transforms know nothing of the filter."""
 
 
-def _with_neck():
-  return f"""Embeddings, which the clusters are made of, and cluster scores:
+def _with_neck(config):
+  """Returns how to make embeddings and cluster scores of features."""
+  neck, head = _neck(config), METHODS[config.method].HEAD
+  lines, scores = [*_EMBED[neck]], _SCORES.get(head, "")
+  if neck == "fc":  # whose last ReLU is behind the embeddings
+    scores = scores.replace("(x,", "(x.relu(),")
+  lines.append("return x" if head == "linear" else "return unit(x)")
+  takes = "what `model.features` gives" if neck == "fc" else "features"
+  functions = ["\n  ".join([f"def embed(x):  # {takes}", *lines])]
+  if scores:
+    functions.append(f"def scores(x):  # embeddings\n  return {scores}")
+  called = [
+    code
+    for call, code in _CALLED.items()
+    if any(call in function for function in functions)
+  ]
+  code = "\n\n\n".join([*called, *functions])
+  what = " and cluster scores" if scores else ""
+  return f"""Embeddings, which the clusters are made of,{what}:
 
 ```python
 import torch
@@ -350,24 +502,13 @@ from safetensors.torch import load_file
 parts = load_file("{NECK_AND_HEAD_FILE}")
 
 
-def embed(features):
-  x = torch.nn.functional.linear(
-    features, parts["neck.fc0.weight"], parts["neck.fc0.bias"]
-  )
-  x = torch.nn.functional.batch_norm(
-    x, parts["neck.bn0.running_mean"], parts["neck.bn0.running_var"]
-  ).relu()
-  return torch.nn.functional.linear(
-    x, parts["neck.fc1.weight"], parts["neck.fc1.bias"]
-  ).relu()
-
-
-def scores(embeddings):
-  return torch.nn.functional.linear(
-    embeddings, parts["head.fc_cls.weight"], parts["head.fc_cls.bias"]
-  )
+{code}
 ```
 """
+
+
+def _neck(config):
+  return config.model.get("neck", "nonlinear")
 
 
 def _in_channels(config):
@@ -379,6 +520,14 @@ def _channels(model):
 
 
 def _num_features(model):
+  if model.name in STACKS:
+    *_, last = (
+      layer
+      for stage in STACKS[model.name]
+      for layer in stage
+      if isinstance(layer, stack.Conv)
+    )
+    return stack.scaled(last.channels, model.width)
   return _channels(model)[-1] * _EXPANSIONS[model.name]
 
 

@@ -1,7 +1,8 @@
 """A network's arrays under PyTorch's names, in PyTorch's order of axes.
 
-The backbone's names are torchvision's and timm's, which `models/resnet.py`
-shares but for the last part; those of neck and head are OpenSelfSup's.
+The backbone's names are torchvision's and timm's (of AlexNet, DeepCluster's),
+which `models/` shares but for the last part; those of ODC's neck and of the
+first head are OpenSelfSup's.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ _LAST = {
   "mean": "running_mean",
   "var": "running_var",
 }
+
+# The heads' names: with the first clustering that of OpenSelfSup's only one.
+_HEADS = {"head.heads.0.fc.": "head.fc_cls.", "head.kernels.": "head.weights."}
 
 
 def by_name(params: Tree, batch_stats: Tree) -> dict[str, Any]:
@@ -73,8 +77,10 @@ def torch_shape(leaf: Any) -> tuple[int, ...]:
 
 def _name(path: tuple[Any, ...]) -> str:
   """Returns the PyTorch name of a leaf of (params, batch_stats)."""
-  *parts, last = [entry.key for entry in path[1:]]
-  name = ".".join([*parts, _LAST[last]])
-  if name.startswith("head.fc."):
-    return name.replace("head.fc.", "head.fc_cls.")
+  *parts, last = [str(entry.key) for entry in path[1:]]
+  # A head that is a list of matrices has numbers for the last part.
+  name = ".".join([*parts, _LAST.get(last, last)])
+  for ours, theirs in _HEADS.items():
+    if name.startswith(ours):
+      return name.replace(ours, theirs)
   return name

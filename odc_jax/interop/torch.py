@@ -21,7 +21,9 @@ from odc_jax import processes
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 from odc_jax.interop import names
+from odc_jax.models import stack
 from odc_jax.models.functional import Tree
+from odc_jax.models.network import STACKS
 
 # What an export holds, and the first of them a hub's.
 BACKBONE_FILE = "model.safetensors"
@@ -44,7 +46,8 @@ _PREFERRED = (
 # What stands beside the stages in a file, and is no part of the backbone.
 _HEADS = re.compile(
   r"(fc|fc_cls|heads?|neck|classifier|linear|mlp|project\w*|predict\w*|"
-  r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids)(\.|$)"
+  r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids|sobel|"
+  r"pre_logits)(\.|$)"
 )
 
 # Where torchvision's children stand in `nn.Sequential(*children)`.
@@ -64,12 +67,16 @@ _DEPTHS = {
   "resnet50": ((3, 4, 6, 3), 3),
 }
 
+# Their first layer; the official code wraps what is under `features` alone.
+_FIRST = re.compile(r"(?:^|.*\.)features\.(module\.)?0\.weight$")
+
 # The names of what they are made of, whatever their depth.
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _LAYER = re.compile(
   rf"conv1\.weight$|bn1\.{_NORM}$|"
   rf"layer[1-4]\.\d+\.(conv[123]\.weight|bn[123]\.{_NORM})$|"
-  rf"layer[1-4]\.0\.downsample\.(0\.weight|1\.{_NORM})$"
+  rf"layer[1-4]\.0\.downsample\.(0\.weight|1\.{_NORM})$|"
+  rf"features\.\d+\.{_NORM}$"
 )
 
 _STEMS = {7: "imagenet", 3: "small"}  # by the size of the first kernel
@@ -165,22 +172,22 @@ def load_into(
       names for them, and the shapes fit.
 
   Raises:
-    UserError: The file cannot be read; holds no ResNet, or several that it is
-      not clear which to take of; or one of other shapes, or with other layers.
-      Says what it seems to hold and how to ask for that.
+    UserError: The file cannot be read; holds no network of ours, or several
+      that it is not clear which to take of; or one of other shapes, or with
+      other layers. Says what it seems to hold and how to ask for that.
   """
   weights = read(path)
   ours = {
     name: names.torch_shape(leaf)
     for name, leaf in names.by_name(params, batch_stats).items()
   }
-  found, root = _backbone(path, weights)
+  found, others = _backbone(path, weights)
   wanted = _part(ours, "backbone.")
   _check_backbone(path, found, wanted)
   taken = {f"backbone.{name}": found[name] for name in wanted}
   loaded, remarks = ["backbone"], []
   for part in ("neck", "head"):
-    there = _part(weights, f"{root}{part}.")
+    there = _part(others, f"{part}.")
     if part not in parts or not there:
       continue
     wanted = _part(ours, f"{part}.")
@@ -301,10 +308,11 @@ def _read_torch(path):
 
 
 def _backbone(path, weights):
-  """Returns the arrays of the file's ResNet, and what neck and head are under.
+  """Returns the arrays of the file's backbone, and those beside it.
 
   Returns:
-    Name in torchvision -> array; and the prefix of "neck." and "head.".
+    Name in torchvision -> array; and "neck." and "head." with OpenSelfSup's or
+    our own names -> array, among others.
   """
   candidates = {}
   for mark, rename in (
@@ -314,6 +322,11 @@ def _backbone(path, weights):
     for name in weights:
       if name == mark or name.endswith(f".{mark}"):
         candidates[name.removesuffix(mark)] = rename
+  if not candidates:  # only then: a ResNet's children may be in `features` too
+    for name in weights:
+      if match := _FIRST.match(name):
+        prefix = name.removesuffix(f"features.{match[1] or ''}0.weight")
+        candidates[prefix] = _without_wrapper
   if not candidates:
     raise UserError(f"{path} {_other(weights)}")
   prefixes = list(candidates)
@@ -330,7 +343,8 @@ def _backbone(path, weights):
     candidates[prefix](name): array
     for name, array in _part(weights, prefix).items()
   }
-  return found, prefix.removesuffix("backbone.")
+  others = _part(weights, prefix.removesuffix("backbone."))
+  return found, _fully_connected(found) | others
 
 
 def _child(name):
@@ -339,15 +353,42 @@ def _child(name):
   return f"{_CHILDREN.get(first, first)}.{rest}"
 
 
+def _without_wrapper(name):
+  """Returns "features.module.0.weight" as "features.0.weight"."""
+  return re.sub(r"^features\.module\.", "features.", name)
+
+
+def _fully_connected(found):
+  """Returns DeepCluster's and torchvision's linear layers by our names.
+
+  Args:
+    found: Names without what they are nested in -> array. In `classifier` the
+      layers stand among ReLUs and dropout: 1 and 4 of AlexNet, 0 and 3 of VGG.
+  """
+  layers = sorted(
+    int(match[1])
+    for name in found
+    if (match := re.match(r"classifier\.(\d+)\.weight$", name))
+  )
+  places = {"top_layer": "head.fc_cls"}
+  for layer, ours in zip(layers, ("neck.fc6", "neck.fc7"), strict=False):
+    places[f"classifier.{layer}"] = ours
+  return {
+    f"{ours}.{kind}": found[f"{theirs}.{kind}"]
+    for theirs, ours in places.items()
+    for kind in ("weight", "bias")
+    if f"{theirs}.{kind}" in found
+  }
+
+
 def _other(weights):
-  """Returns what a file without a ResNet holds."""
-  for name, array in weights.items():
-    if re.search(r"(^|\.)features\.(module\.)?0\.weight$", name):
-      kind = "an AlexNet" if array.shape[-1] > 3 else "a VGG"
-      return f"holds {kind}, such as DeepCluster's; there are ResNets only here"
+  """Returns what a file without a network of ours holds."""
   if not weights:
     return "holds no arrays"
-  return f"holds no ResNet; its names begin with {', '.join(list(weights)[:3])}"
+  return (
+    "holds no ResNet, AlexNet or VGG; its names begin with "
+    f"{', '.join(list(weights)[:3])}"
+  )
 
 
 def _part(arrays, prefix):
@@ -381,10 +422,10 @@ def _check_backbone(path, found, wanted):
   remedies = []
   if not wanted.keys() <= found.keys():
     remedies.append("save the backbone whole")
-  if any(not name.startswith("layer") for name in strange):
+  if any(not name.startswith(("layer", "features")) for name in strange):
     remedies.append("save it without what is no part of the backbone")
   remedies.append(
-    f"layers other than those of {', '.join(_DEPTHS)} are not here"
+    f"layers other than those of {', '.join([*_DEPTHS, *STACKS])} are not here"
   )
   advice = "; ".join(remedies)
   raise UserError(f"{problem}. {advice[0].upper()}{advice[1:]}")
@@ -418,11 +459,13 @@ def _few(texts):
 
 
 def _describe(shapes):
-  """Returns config key -> value of a ResNet, or {} if it is none of ours.
+  """Returns config key -> value of a network, or {} if it is none of ours.
 
   Args:
     shapes: Name in torchvision -> shape in PyTorch.
   """
+  if "features.0.weight" in shapes:
+    return _describe_stack(shapes)
   blocks = {
     name.split(".")[0] + name.split(".")[1]: name
     for name in shapes
@@ -446,3 +489,34 @@ def _describe(shapes):
     "model.width": first[0],
     "augment.sobel": first[1] == 2,
   }
+
+
+def _describe_stack(shapes):
+  """Does so for convolutions without shortcuts."""
+  found = [
+    (int(name.split(".")[1]), shape[0], shape[2])
+    for name, shape in shapes.items()
+    if len(shape) == 4
+  ]
+  for name, stages in STACKS.items():
+    convs, place = [], 0
+    for layer in (layer for stage in stages for layer in stage):
+      if isinstance(layer, stack.Conv):
+        convs.append((place, layer))
+      # A convolution is followed by BatchNorm and ReLU.
+      place += 3 if isinstance(layer, stack.Conv) else 1
+    # The last: it has most channels, and no rounding of the division.
+    (*_, (_, widest)), (*_, (_, channels, _)) = convs, sorted(found)
+    width = channels * stack.PUBLISHED_WIDTH // widest.channels
+    expected = [
+      (place, stack.scaled(conv.channels, width), conv.size)
+      for place, conv in convs
+    ]
+    if sorted(found) == expected:
+      return {
+        "model.name": name,
+        "model.stem": "imagenet",
+        "model.width": width,
+        "augment.sobel": shapes["features.0.weight"][1] == 2,
+      }
+  return {}

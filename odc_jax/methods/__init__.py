@@ -44,7 +44,15 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
-from odc_jax.methods import odc, sela, swav
+from odc_jax.methods import (
+  coke,
+  deepcluster,
+  deepcluster_v2,
+  odc,
+  secu,
+  sela,
+  swav,
+)
 
 
 class Passes(NamedTuple):
@@ -93,5 +101,5 @@ def complete(**names: Any) -> Any:
 
 METHODS = {
   module.__name__.rpartition(".")[2]: complete(**vars(module))
-  for module in (odc, sela, swav)
+  for module in (odc, deepcluster, sela, swav, deepcluster_v2, coke, secu)
 }

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax import errors
-from odc_jax.models import heads, resnet
+from odc_jax.models import alexnet, heads, resnet, stack, vgg
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -62,7 +62,7 @@ class Network(nnx.Module):
       backbone: images [b, h, w, 3] (or as many channels as it was built for)
         -> list of feature maps [b, h', w', c].
       neck: features [b, c], rngs -> embeddings [b, d]. One whose `flattens` is
-        true takes the whole last map instead, [b, h' w' c]. None: the features
+        true takes the whole last map instead, [b, c h' w']. None: the features
         are the embeddings.
       head: embeddings [b, d] -> logits, [b, k] for each clustering; with
         `prototypes()`. None: there is no head, the method has centroids.
@@ -115,7 +115,8 @@ class Network(nnx.Module):
     # In float32: an average over 49 bfloat16 values would be a rough one.
     features = jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
     if getattr(self.neck, "flattens", False):
-      return features, last.reshape(last.shape[0], -1)
+      # In torch's order, in which its fully connected layers are saved.
+      return features, last.transpose(0, 3, 1, 2).reshape(last.shape[0], -1)
     return features, features
 
   def _pooled_views(self, images):
@@ -218,7 +219,8 @@ def build(
     The network, in training mode.
 
   Raises:
-    UserError: if `name`, `stem`, `dtype` or `neck` is not one that there is.
+    UserError: if `name`, `stem`, `dtype` or `neck` is not one that there is, or
+      if that neck is not for that backbone.
   """
   # To a type checker, each value of a ConfigDict may be anything it can hold.
   section: Any = config
@@ -226,12 +228,8 @@ def build(
   dtype = DTYPES[section.dtype]
   kind = section.get("neck", "nonlinear")
   _check("neck", kind, NECKS)
-  neck, size = (
-    NECKS[kind](section, backbone, dtype, rngs),
-    section.embedding_dim,
-  )
-  if neck is None:
-    size = backbone.num_features
+  neck = NECKS[kind](section, backbone, dtype, rngs)
+  size = backbone.num_features if neck is None else section.embedding_dim
   if isinstance(num_clusters, int):
     num_clusters = (num_clusters,)
   make_head = HEADS[head]
@@ -274,6 +272,10 @@ def _mlp(section, backbone, dtype, rngs, *, num_hidden, norm_last):
 
 
 def _fully_connected(section, backbone, dtype, rngs):
+  if section.name not in STACKS:
+    raise errors.UserError(
+      f"model.neck='fc' is for {' and '.join(STACKS)}, not {section.name}"
+    )
   return heads.FullyConnectedNeck(
     backbone.num_flat,
     section.neck_hidden,
@@ -317,9 +319,53 @@ HEADS: dict[str, Callable[..., Any]] = {
 }
 
 
+# The layers of those backbones that have but the one stem, and convolutions
+# whose maps shrink until nothing is left of a small image.
+STACKS: dict[str, stack.Stages] = {
+  "alexnet": alexnet.STAGES,
+  "vgg16": vgg.STAGES,
+}
+
+BACKBONES: dict[str, Callable[..., Any]] = {
+  **resnet.RESNETS,
+  "alexnet": alexnet.AlexNet,
+  "vgg16": vgg.VGG16,
+}
+
+
+def check_image_size(
+  config: ml_collections.ConfigDict, image_size: int
+) -> None:
+  """Raises a UserError where a network cannot take images of a size.
+
+  Args:
+    config: as for `build`.
+    image_size: side of the images.
+  """
+  section: Any = config
+  if section.name not in STACKS:
+    return
+  found, made_for = (
+    stack.last_side(STACKS[section.name], size)
+    for size in (image_size, stack.PUBLISHED_SIZE)
+  )
+  remedy = f"take --config.data.image_size={stack.PUBLISHED_SIZE}"
+  if not found:
+    raise errors.UserError(
+      f"{section.name} leaves nothing of images of data.image_size={image_size}"
+      f"; {remedy}"
+    )
+  if section.get("neck") == "fc" and found != made_for:
+    raise errors.UserError(
+      f"data.image_size={image_size} gives {section.name} a last map of "
+      f"{found} x {found}, but model.neck='fc' takes {made_for} x {made_for}; "
+      f"{remedy}, or another neck"
+    )
+
+
 def build_backbone(
   config: ml_collections.ConfigDict, rngs: nnx.Rngs, *, in_channels: int = 3
-) -> resnet.ResNet:
+) -> Any:
   """Builds the backbone that a config describes.
 
   Args:
@@ -334,11 +380,17 @@ def build_backbone(
     UserError: if `name`, `stem` or `dtype` is not one that there is.
   """
   section: Any = config
-  _check("name", section.name, resnet.RESNETS)
-  _check("stem", section.stem, resnet.STEMS)
+  _check("name", section.name, BACKBONES)
+  one_stem = section.name in STACKS
+  stems = resnet.STEMS[:1] if one_stem else resnet.STEMS
+  if section.stem not in stems:
+    raise errors.UserError(
+      f"{section.name} has no stem {section.stem!r}; "
+      f"--config.model.stem={' or '.join(stems)}"
+    )
   _check("dtype", section.dtype, DTYPES)
-  return resnet.RESNETS[section.name](
-    stem=section.stem,
+  return BACKBONES[section.name](
+    **({} if one_stem else {"stem": section.stem}),
     width=section.width,
     in_channels=in_channels,
     dtype=DTYPES[section.dtype],

@@ -25,7 +25,7 @@ STEMS = ("imagenet", "small")
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def _relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
   """Returns max(x, 0), in a form that XLA computes once.
 
   The gradient of a kernel takes the convolution's input transposed. For that
@@ -124,9 +124,9 @@ class BasicBlock(_Block):
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
     """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, width]."""
-    y = _relu(self.bn1(self.conv1(x)))
+    y = relu(self.bn1(self.conv1(x)))
     y = self.bn2(self.conv2(y))
-    return _relu(y + self.shortcut(x))
+    return relu(y + self.shortcut(x))
 
 
 class Bottleneck(_Block):
@@ -155,10 +155,10 @@ class Bottleneck(_Block):
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
     """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, 4 width]."""
-    y = _relu(self.bn1(self.conv1(x)))
-    y = _relu(self.bn2(self.conv2(y)))
+    y = relu(self.bn1(self.conv1(x)))
+    y = relu(self.bn2(self.conv2(y)))
     y = self.bn3(self.conv3(y))
-    return _relu(y + self.shortcut(x))
+    return relu(y + self.shortcut(x))
 
 
 class ResNet(nnx.Module):
@@ -229,7 +229,7 @@ class ResNet(nnx.Module):
       Five maps in the compute dtype: the stem's after its ReLU and before
       any pooling, then those of the four stages. Each is [b, h', w', c].
     """
-    x = _relu(self.bn1(self.conv1(images)))
+    x = relu(self.bn1(self.conv1(images)))
     maps = [x]
     if self.stem == "imagenet":
       x = max_pool(x)

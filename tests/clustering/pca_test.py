@@ -7,6 +7,7 @@ from sklearn import decomposition
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import pca
+from tests.recordings import load
 
 N, ROWS, C = 700, 1024, 24
 
@@ -68,3 +69,47 @@ def test_whitened_components_have_variance_one_and_dead_ones_nothing(mesh):
   np.testing.assert_allclose(
     half.project(x[counts]).var(axis=0)[:-1], variances**0.5, rtol=5e-3
   )
+
+
+def test_whitening_as_the_official_code(golden_deepcluster_preprocess, mesh):
+  trace = load(golden_deepcluster_preprocess)
+  x, p = trace["x"], int(trace["pca_dim"])
+  n = len(x)
+  padded = np.full((-(-n // 8) * 8, x.shape[1]), 1e3, np.float32)
+  padded[:n] = x
+  rows = mesh_lib.rows(mesh)
+  whiten = jax.jit(pca.whiten, static_argnums=2, out_shardings=rows)
+  y = np.asarray(
+    whiten(
+      jax.device_put(padded, rows),
+      jax.device_put(np.arange(len(padded)) < n, rows),
+      p,
+    )
+  )
+  assert (y[n:] == 0).all()
+  y = y[:n]
+  np.testing.assert_allclose(y[:64] @ y.T, trace["gram"], atol=1e-3)
+  for expected in (trace["y"], trace["y_oss"]):
+    signs = np.sign(np.sum(y * expected, axis=0))
+    np.testing.assert_allclose(y * signs[None], expected, atol=1e-3)
+
+
+def test_whitening_by_the_components_of_fit(mesh):
+  """Signs included; a dead column and too many components do no harm."""
+  x, counts = draw()
+  x[:, 5] = 3
+  rows = mesh_lib.rows(mesh)
+  arguments = jax.device_put(x, rows), jax.device_put(counts, rows), 100
+  y = np.asarray(jax.jit(pca.whiten, static_argnums=2)(*arguments))
+  assert y.shape == (ROWS, C)
+  assert (y[~counts] == 0).all()
+  np.testing.assert_allclose(np.linalg.norm(y[counts], axis=1), 1, rtol=1e-5)
+  white = pca.fit(*arguments, -0.5).project(x)
+  white /= np.linalg.norm(white, axis=1, keepdims=True)
+  np.testing.assert_allclose(y[counts], white[counts], atol=5e-3)
+
+
+def test_identical_rows_are_whitened_to_numbers(mesh):
+  x = jax.device_put(np.full((16, 3), 0.1, np.float32), mesh_lib.rows(mesh))
+  y = jax.jit(pca.whiten, static_argnums=2)(x, x[:, 0] > 0, 2)
+  assert np.isfinite(y).all()

@@ -505,3 +505,27 @@ def test_normalize_subtracts_the_mean_and_divides():
     lib.normalize(config, jnp.float32(images)), want, atol=1e-5
   )
   np.testing.assert_allclose(run(config, images), want, atol=1e-5)
+
+
+def test_views_with_recipes_of_their_own():
+  """View 0 has the first value, view 1 the second, all others the last."""
+  config = make_config(solarize=(1.0, 0.0), blur=(0.0, 1.0))
+  images = np.random.default_rng(0).integers(0, 256, (4, 4, 9, 9, 3), np.uint8)
+  key, index = jax.random.key(0), np.arange(4)
+  index = jnp.asarray(index)
+  found = lib.augment_views(
+    config,
+    key,
+    (jnp.asarray(images[:, :3]), jnp.asarray(images[:, 3:])),
+    index,
+  )
+  views = np.concatenate(found, axis=1)
+  solarized, blurred = (
+    lib.augment_views(
+      make_config(**{name: 1.0}), key, jnp.asarray(images), index
+    )
+    for name in ("solarize", "blur")
+  )
+  np.testing.assert_allclose(views[:, 0], solarized[:, 0], atol=1e-6)
+  np.testing.assert_allclose(views[:, 1:], blurred[:, 1:], atol=1e-6)
+  assert np.abs(views[:, 1:] - images[:, 1:] / 255).max() > 0.1

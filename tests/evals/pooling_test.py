@@ -7,7 +7,8 @@ import pytest
 
 from odc_jax.evals.pooling import pool
 
-# Kernel, stride and padding in the official configuration.
+# Side of a ResNet's maps, kernel, stride and padding of the official pooling.
+SIDES = (112, 56, 28, 14, 7)
 OFFICIAL = [(10, 10, 4), (16, 8, 0), (13, 5, 0), (8, 3, 0), (6, 1, 0)]
 
 
@@ -57,21 +58,40 @@ def test_maps_of_224_pixels_get_the_official_windows():
 
 
 @pytest.mark.parametrize(
-  ("channels", "expected"),
+  ("sides", "channels", "expected"),
   [
-    # A ResNet-50, for which the windows were chosen, and a ResNet-18.
-    ((64, 256, 512, 1024, 2048), [9216, 9216, 8192, 9216, 8192]),
-    ((64, 64, 128, 256, 512), [9216, 2304, 2048, 2304, 2048]),
+    # A ResNet-50, for which the windows were chosen, a ResNet-18, and VGG-16.
+    (SIDES, (64, 256, 512, 1024, 2048), [9216, 9216, 8192, 9216, 8192]),
+    (SIDES, (64, 64, 128, 256, 512), [9216, 2304, 2048, 2304, 2048]),
+    (
+      (224, 112, 56, 28, 7),
+      (64, 128, 256, 512, 512),
+      [9216, 8192, 9216, 8192, 2048],
+    ),
   ],
 )
-def test_the_dimensions_at_224_pixels(channels, expected):
-  sides = (112, 56, 28, 14, 7)
+def test_the_dimensions_at_224_pixels(sides, channels, expected):
   maps = [
-    jnp.zeros((1, side, side, c))
+    jax.ShapeDtypeStruct((1, side, side, c), jnp.float32)
     for side, c in zip(sides, channels, strict=True)
   ]
   pooled = jax.eval_shape(pool, maps)
   assert [x.shape[1] for x in pooled] == expected
+
+
+def test_alexnets_maps_get_its_own_windows():
+  """deepcluster eval_linear.py: RegLog; the last is the map as it is."""
+  channels = (96, 256, 384, 384, 256)
+  specs = [(6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (1, 1, 0)]
+  sides, places = (55, 27, 13, 13, 6), (10, 6, 5, 5, 6)
+  maps = draw(
+    [(1, side, side, c) for side, c in zip(sides, channels, strict=True)]
+  )
+  pooled = jax.jit(pool)([jnp.asarray(x) for x in maps])
+  for x, found, spec, side in zip(maps, pooled, specs, places, strict=True):
+    expected = average_pool(x.astype(np.float64), *spec)
+    assert expected.shape[1:3] == (side, side)
+    np.testing.assert_allclose(found, expected.reshape(1, -1), atol=1e-6)
 
 
 def test_other_sizes_are_divided_evenly_within_9216_numbers():

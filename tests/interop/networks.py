@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import odc_digits
+from odc_jax.methods import METHODS
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
 
@@ -29,15 +30,21 @@ def network(config):
       config.num_clusters,
       rngs,
       in_channels=2 if config.augment.sobel else 3,
+      head=METHODS[config.method].HEAD,
     )
   )
 
 
 @functools.cache
-def _shapes(config):
+def _shapes(config, head):
   """Returns (params, batch_stats) of a config in JSON, as shapes."""
+  del head  # what the method of the config has, and tests may change
   config = ConfigDict(json.loads(config))
   return jax.eval_shape(network(config).init, jax.random.key(0))
+
+
+def _shapes_of(config):
+  return _shapes(config.to_json(), METHODS[config.method].HEAD)
 
 
 def random_weights(config, seed=0):
@@ -57,13 +64,13 @@ def random_weights(config, seed=0):
       values = rng.normal(0, 0.3, leaf.shape)
     return values.astype(np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, _shapes(config.to_json()))
+  return jax.tree_util.tree_map_with_path(draw, _shapes_of(config))
 
 
 def zeros(config):
   """Returns (params, batch_stats) of zeros."""
   return jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), _shapes(config.to_json())
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), _shapes_of(config)
   )
 
 

@@ -16,6 +16,7 @@ from odc_jax.data import augment
 from odc_jax.data.decode import resize_center_crop
 from odc_jax.interop import export, model_card
 from odc_jax.interop.torch import load_into, read
+from odc_jax.methods import METHODS
 from tests.interop.networks import (
   assert_equal,
   experiment,
@@ -174,7 +175,28 @@ def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
       assert_close(library, features, expected.features)
       embeddings = neck["embed"](features)
       assert_close("embeddings", embeddings, expected.embeddings)
-      assert_close("scores", neck["scores"](embeddings), expected.logits)
+      assert_close("scores", neck["scores"](embeddings), expected.logits[0])
+
+
+@pytest.mark.parametrize(
+  ("neck", "head"),
+  [("mlp2", "prototypes"), ("mlp3", "centers"), ("none", "linear")],
+)
+def test_what_the_card_says_of_necks_works(
+  torch, tmp_path, monkeypatch, neck, head
+):
+  monkeypatch.setattr(METHODS["odc"], "HEAD", head)
+  config = whole_experiment("resnet18", width=16, size=32)
+  with config.unlocked():
+    config.model.neck = neck
+  weights = random_weights(config)
+  card = write(config, weights, tmp_path)
+  monkeypatch.chdir(tmp_path)
+  expected = outputs_here(config, weights, photographs(config))
+  parts = run_block(card, "def embed")
+  embeddings = parts["embed"](torch.from_numpy(np.array(expected.features)))
+  assert_close("embeddings", embeddings, expected.embeddings)
+  assert_close("scores", parts["scores"](embeddings), expected.logits[0])
 
 
 @pytest.mark.parametrize("sobel", [False, True])

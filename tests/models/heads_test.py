@@ -117,3 +117,62 @@ def test_outputs_are_float32_whatever_is_computed_in():
   assert neck.hidden(x).dtype == jnp.bfloat16
   assert neck(x).dtype == head(neck(x)).dtype == jnp.float32
   assert neck.fc0.kernel[...].dtype == jnp.float32
+
+
+def test_projection_by_hand():
+  """Two rows, one hidden unit x normalised to -1 and 1, then ReLU, then 2 h."""
+  layers = heads.Projection((1, 1, 1), rngs=nnx.Rngs(0))
+  for layer, weight in zip(layers.layers, (1.0, 2.0), strict=True):
+    layer.kernel[...] = jnp.full((1, 1), weight)
+  found = layers(jnp.array([[3.0], [7.0]]))
+  np.testing.assert_allclose(found, [[0], [2]], atol=1e-4)
+
+
+def test_a_last_norm_centres_the_projection():
+  layers = heads.Projection((3, 5, 4), norm_last=True, rngs=nnx.Rngs(0))
+  found = layers(jax.random.normal(jax.random.key(0), (16, 3)))
+  np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
+  np.testing.assert_allclose(found.std(0), 1, atol=1e-2)
+
+
+def test_fully_connected_layers_stop_before_their_last_relu():
+  neck = heads.FullyConnectedNeck(6, 8, 5, dropout=0.0, rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(0), (4, 6))
+  hidden = jax.nn.relu(x @ neck.fc6.kernel[...])
+  np.testing.assert_allclose(neck(x), hidden @ neck.fc7.kernel[...], atol=1e-6)
+  assert neck(x).min() < 0
+  (head,) = heads.LinearHeads(5, (3,), relu=True, rngs=nnx.Rngs(0)).heads
+  whole = heads.LinearHeads(5, (3,), relu=True, rngs=nnx.Rngs(0))
+  np.testing.assert_allclose(whole(neck(x))[0], head(jax.nn.relu(neck(x))))
+
+
+@pytest.mark.parametrize("drop_input", [True, False])
+def test_inputs_are_dropped_where_asked(drop_input):
+  neck = heads.FullyConnectedNeck(
+    100, 1, 1, dropout=0.5, drop_input=drop_input, rngs=nnx.Rngs(0)
+  )
+  neck.fc6.kernel[...] = jnp.full((100, 1), 0.01)
+  neck.fc7.kernel[...] = jnp.ones((1, 1))
+  found = {
+    float(neck(jnp.ones((1, 100)), nnx.Rngs(i))[0, 0]) for i in range(20)
+  }
+  # Without it the only unit is dropped, or doubled.
+  assert (len(found) > 3) is drop_input
+
+
+def test_centers_learn_and_embeddings_do_not():
+  centers = heads.Centers(3, (4,), rngs=nnx.Rngs(0))
+  centers.kernels[0][...] = 2 * centers.kernels[0][...]
+  x = jnp.array([[0.6, 0.8, 0.0]])
+  (cosines,) = centers(x)
+  (unit,) = centers.prototypes()
+  np.testing.assert_allclose(jnp.linalg.norm(unit, axis=1), 1, atol=1e-6)
+  np.testing.assert_allclose(cosines, x @ unit.T, atol=1e-6)
+  graph, params = nnx.split(centers)
+
+  def total(params, x):
+    return nnx.merge(graph, params)(x)[0].sum()
+
+  of_params, of_x = jax.grad(total, argnums=(0, 1))(params, x)
+  assert np.all(of_x == 0)
+  assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(of_params))

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from odc_jax import UserError
-from odc_jax.models import network
+from odc_jax.models import heads, network
 
 
 def model_config(**changes):
@@ -21,6 +21,8 @@ def model_config(**changes):
       "stem": "small",
       "width": 4,
       "dtype": "float32",
+      "neck": "nonlinear",
+      "predictor": False,
       "neck_hidden": 16,
       "embedding_dim": 8,
       "dropout": 0.5,
@@ -122,3 +124,94 @@ def test_outputs_of_a_built_network():
 def test_an_unknown_choice_names_those_there_are(key, value, choice):
   with pytest.raises(UserError, match=f"{key} '{value}'.*{choice}"):
     network.build(model_config(**{key: value}), 10, nnx.Rngs(0))
+
+
+class Untouched(nnx.Module):
+  """Its last map is the image."""
+
+  def __call__(self, images):
+    return [images]
+
+
+class Flat(nnx.Module):
+  """A layer with BatchNorm on the mean colour of an image."""
+
+  def __init__(self, *, unit=False, views_together=True, predict=False):
+    rngs = nnx.Rngs(0)
+    predictor = heads.Projection((3, 4, 3), rngs=rngs) if predict else None
+    self.network = network.Network(
+      Untouched(),
+      heads.Projection((3, 3), norm_last=True, rngs=rngs),
+      heads.Prototypes(3, (4, 2), rngs=rngs),
+      predictor,
+      unit=unit,
+      views_together=views_together,
+    )
+
+  def __call__(self, images):
+    return self.network(images)
+
+
+def views_of(rng):
+  """Two large views and three small ones of four images."""
+  large = rng.normal(size=(4, 2, 6, 6, 3)).astype(np.float32)
+  small = rng.normal(1, 2, size=(4, 3, 2, 2, 3)).astype(np.float32)
+  return jnp.asarray(large), jnp.asarray(small)
+
+
+def test_views_share_statistics_or_have_their_own():
+  images = views_of(np.random.default_rng(0))
+  together = Flat()(images)
+  apart = Flat(views_together=False)(images)
+  assert len(together) == len(apart) == 5
+  for view, (one, other) in enumerate(zip(together, apart, strict=True)):
+    kind, number = images[view >= 2], view - 2 * (view >= 2)
+    features = kind[:, number].mean((1, 2))
+    np.testing.assert_allclose(one.features, features, atol=1e-6)
+    np.testing.assert_allclose(other.features, features, atol=1e-6)
+    assert [x.shape for x in one.logits] == [(4, 4), (4, 2)]
+    # BatchNorm of its own centres every view; of all views, only all of them.
+    np.testing.assert_allclose(other.embeddings.mean(0), 0, atol=1e-5)
+    assert np.abs(one.embeddings.mean(0)).max() > 1e-3
+  mean = np.mean([one.embeddings for one in together], axis=(0, 1))
+  np.testing.assert_allclose(mean, 0, atol=1e-5)
+
+
+def test_unit_embeddings_predictions_and_prototypes():
+  (view, *_) = Flat(unit=True, predict=True)(views_of(np.random.default_rng(1)))
+  for rows in view.embeddings, view.predictions:
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+  for h, prototypes in enumerate(view.prototypes):
+    np.testing.assert_allclose(
+      view.logits[h], view.embeddings @ prototypes.T, atol=1e-5
+    )
+    np.testing.assert_allclose(
+      view.prediction_logits[h], view.predictions @ prototypes.T, atol=1e-5
+    )
+
+
+def test_a_zero_row_has_a_gradient():
+  gradient = jax.grad(lambda x: network._unit(x).sum())(jnp.zeros((1, 3)))
+  assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize(
+  ("neck", "size"), [("none", 32), ("mlp2", 8), ("mlp3", 8)]
+)
+@pytest.mark.parametrize("head", network.HEADS)
+def test_every_neck_with_every_head(neck, size, head):
+  def run():
+    model = network.build(
+      model_config(neck=neck, predictor=True), (10, 5), nnx.Rngs(0), head=head
+    )
+    return model((jnp.zeros((3, 2, 8, 8, 3)),), nnx.Rngs(0))
+
+  for view in jax.eval_shape(run):
+    assert view.embeddings.shape == view.predictions.shape == (3, size)
+    sizes = [] if head == "none" else [10, 5]
+    assert [logits.shape[1] for logits in view.logits] == sizes
+
+
+def test_an_unknown_neck():
+  with pytest.raises(UserError, match="choose one of nonlinear, mlp2"):
+    network.build(model_config(neck="mlp4"), 10, nnx.Rngs(0))

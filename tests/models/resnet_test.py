@@ -192,7 +192,7 @@ def test_an_unknown_stem_is_an_error():
 
 def test_relu_keeps_nan_and_stops_the_gradient_at_zero():
   x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan]).reshape(1, 1, 5, 1)
-  y, pull = jax.vjp(resnet._relu, x)
+  y, pull = jax.vjp(resnet.relu, x)
   np.testing.assert_array_equal(y.ravel(), [0, 0, 0, 2, np.nan])
   np.testing.assert_array_equal(
     pull(jnp.ones_like(x))[0].ravel()[:4], [0, 0, 0, 1]
@@ -203,7 +203,7 @@ def test_the_input_of_a_convolution_is_computed_once():
   """And not anew, in another order, for the gradient of the kernel."""
 
   def loss(kernel, x, mean):
-    maps = resnet._relu(x - mean)
+    maps = resnet.relu(x - mean)
     maps = jax.lax.conv_general_dilated(
       maps, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
