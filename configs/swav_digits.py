@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.method = "swav"
   config.seed = 0
   config.num_clusters = 30
-  config.num_epochs = 50
+  config.num_epochs = 40
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -74,7 +74,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.swav = ConfigDict(
     {
       "temperature": 0.1,
-      "epsilon": 0.05,
+      "epsilon": 0.03,
       "sinkhorn_iters": 3,
       "queue_length": 0,
       "queue_start_epoch": 0,
@@ -87,7 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "learning_rate": 0.1,
       "final_learning_rate": 1e-4,
       "momentum": 0.9,
-      "weight_decay": 5e-4,
+      "weight_decay": 1e-5,
       "schedule": "cosine",
       "warmup_epochs": 0.0,
       "warmup_from": 0.0,

@@ -144,11 +144,11 @@ def optimal_transport(
     log_r = log_n - log_k - largest - jnp.log(sums)
 
     def scale(i, log_r, decrease):
-      """Returns N k times the columns' sums after c, and the error.
+      """Returns k times the columns' sums after c, and the error.
 
       The error is exact where both c are nearly the same, which the difference
-      of their logarithms would not be: with q_ik = c_i A_ik r_k N, whose rows
-      have the sum 1, c_i(before) / c_i = 1 / sum_k q_ik r_k(before) / r_k.
+      of their logarithms would not be: with q_ik = N c_i A_ik r_k, whose rows
+      have the sum 1, c_i(before) / c_i = 1 / sum_k q_ik (r_k(before) / r_k).
       """
 
       def step(carry, start, fresh):

@@ -144,35 +144,26 @@ def recluster(config: Config, state: SeLaState, passes, step: int) -> SeLaState:
   Source: self-label sinkhornknopp.py: optimize_L_sk_multi; cifar.py: opt_sk
     (one head at a time).
   """
-  sela, samples = config.sela, state.samples
-  heads = range(samples.assignments.shape[1])
+  sela, ks = config.sela, config_lib.clusterings(config)
+  heads = range(len(ks))
   if sela.heads == "one":
     num_before = int(np.sum(solve_steps(config) < step))
-    heads = [num_before % len(heads)]
-  embeddings = passes.augmented()
-  sizes, num_iters, done = state.sizes, state.num_iters, samples.previous
+    heads = [num_before % len(ks)]
+  samples, sizes, num_iters = state
+  embeddings, done = passes.augmented(), samples.previous
   for h in heads:
     # One [n, k] at a time.
     log_p = _log_probabilities(passes.head, h, passes.params, embeddings, done)
-    transport = sinkhorn.optimal_transport(
+    done, _, iters = sinkhorn.optimal_transport(
       log_p,
       power=sela.power,
       tolerance=sela.tolerance,
       num_examples=config.num_examples,
     )
     del log_p
-    done = transport.assignments
+    samples = _with_clusters(samples, h, done)
     if h == 0:
-      sizes = memory.cluster_sizes(transport.assignments, config.num_clusters)
-      num_iters = transport.num_iters
-      samples = samples._replace(previous=samples.assignments[:, 0])
-    # Not by index: a scatter would have the partitioner gather the rows.
-    is_head = jnp.arange(samples.assignments.shape[1]) == h
-    samples = samples._replace(
-      assignments=jnp.where(
-        is_head[None, :], transport.assignments[:, None], samples.assignments
-      )
-    )
+      sizes, num_iters = _sizes(done, ks[0]), iters
   return SeLaState(samples, sizes, num_iters)
 
 
@@ -205,6 +196,22 @@ def _log_probabilities(head, h, params, embeddings, done):
   return mesh_lib.per_shard(local, (whole, rows, rows), rows)(
     params, embeddings, done
   )
+
+
+@functools.partial(jax.jit, static_argnames="h")
+def _with_clusters(samples, h, clusters):
+  """Returns the samples with new clusters [n] of head h."""
+  assignments = samples.assignments
+  if h == 0:
+    samples = samples._replace(previous=assignments[:, 0])
+  # Not by index: a scatter would have the partitioner gather the rows.
+  is_head = jnp.arange(assignments.shape[1]) == h
+  return samples._replace(
+    assignments=jnp.where(is_head[None, :], clusters[:, None], assignments)
+  )
+
+
+_sizes = jax.jit(memory.cluster_sizes, static_argnums=1)
 
 
 def targets(config: Config, state: SeLaState, views, batch, step) -> Targets:

@@ -155,18 +155,15 @@ def loss(config: Config, views, targets: Targets, state: SwAVState):
   -sum_k q_ik log softmax_k(scores_v / tau). Source: main_swav.py: train.
   """
   del state
-  log_p = [
-    jax.nn.log_softmax(outputs.logits[0] / config.swav.temperature)
-    for outputs in views
-  ]
+  scores = [outputs.logits[0] / config.swav.temperature for outputs in views]
   terms = [
-    -jnp.mean(jnp.sum(codes * log_p[v], axis=1))
+    jnp.mean(losses.soft_cross_entropy(scores[v], codes))
     for i, codes in enumerate(targets.codes)
     for v in range(len(views))
     if v != i
   ]
   clusters = jnp.argmax(targets.codes[0], axis=1)
-  accuracy = losses.accuracy(log_p[1], clusters)
+  accuracy = losses.accuracy(scores[1], clusters)
   return jnp.mean(jnp.stack(terms)), {"train/cluster_accuracy": accuracy}
 
 
