@@ -2,11 +2,11 @@
 
   python run.py --config=configs/swav_digits.py
 
-A ResNet-18, a quarter as wide as usual, 30 prototypes and two views. What differs
-from the published hyper-parameters, and why, is in docs/methods.md.
+A ResNet-18, a quarter as wide as usual, 30 prototypes and two views. What
+differs from the published hyper-parameters, and why, is in docs/methods.md.
 
-60 epochs take 247 CPU seconds, about two minutes of two cores. Seed 0: kNN top-1
-0.984 (the random network 0.911), NMI with the labels 0.684, purity 0.890.
+60 epochs take 247 CPU seconds, about two minutes of two cores. Seed 0: kNN
+top-1 0.984 (the random network 0.911), NMI with the labels 0.684, purity 0.890.
 """
 
 from ml_collections import ConfigDict
