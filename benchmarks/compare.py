@@ -8,14 +8,15 @@
 Takes each method's `configs/<method>_cifar10.py` (on digits:
 `<method>_digits.py`), with `--width` and `--stem` of the ResNet-18, and trains
 it for as many epochs, or for as many minutes (how many epochs these are shows
-in a run of two), or, with neither, for as long as the config says. What a schedule counts in epochs (warm-up, decays, frozen
-heads) shrinks with the run; an epoch without learning that a method begins with
-(CoKe, SeCu) stays. Evaluates what it ends with and prints one table, and one
-JSON line: kNN and logistic regression on the frozen backbone, NMI (arithmetic)
-of the clusters with the labels, images/s of the training with its
-re-clusterings, and the memory that the compiled step takes on a device. With
-several seeds, medians. What others have published stands in a column of its
-own: it is of another length and never of this program.
+in a run of two), or, with neither, for as long as the config says. What a
+schedule counts in epochs (warm-up, decays, frozen heads) shrinks with the run;
+an epoch without learning that a method begins with (CoKe, SeCu) stays.
+Evaluates what it ends with and prints one table, and one JSON line: kNN and
+logistic regression on the frozen backbone, NMI (arithmetic) of the clusters
+with the labels, images/s of the training with its re-clusterings, and the
+memory that the compiled step takes on a device. With several seeds, medians.
+What others have published stands in a column of its own: it is of another
+length and never of this program.
 """
 
 import argparse

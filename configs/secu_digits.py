@@ -80,8 +80,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.secu = ConfigDict(
     {
       "constraint": "size",
-      # Officially 0.1, at 390 steps an epoch. At 28 steps the duals are then too
-      # slow: one cluster took more than half of the images.
+      # Officially 0.1, at 390 steps an epoch. At 28 steps the duals are then
+      # too slow: one cluster took more than half of the images.
       "dual_learning_rate": 0.3,
       "size_ratio": 0.9,
       "entropy_weight": 200.0,

@@ -4,6 +4,10 @@
 
 A ResNet-18, a quarter as wide as usual, with four heads of 30 clusters. What
 differs from the published hyper-parameters, and why, is in docs/methods.md.
+
+40 epochs take 213 CPU seconds, about two minutes of two cores. Seed 0: kNN top-1
+0.983 (the random network 0.911, and 0.778 once the first solve has moved its
+BatchNorm statistics), NMI with the labels 0.681, purity 0.893.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,11 @@
 
   python run.py --config=configs/swav_digits.py
 
-A ResNet-18, a quarter as wide as usual, and 30 prototypes. What differs from
-the published hyper-parameters, and why, is in docs/methods.md.
+A ResNet-18, a quarter as wide as usual, 30 prototypes and two views. What differs
+from the published hyper-parameters, and why, is in docs/methods.md.
+
+60 epochs take 247 CPU seconds, about two minutes of two cores. Seed 0: kNN top-1
+0.984 (the random network 0.911), NMI with the labels 0.684, purity 0.890.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.method = "swav"
   config.seed = 0
   config.num_clusters = 30
-  config.num_epochs = 40
+  config.num_epochs = 60
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -87,7 +90,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "learning_rate": 0.1,
       "final_learning_rate": 1e-4,
       "momentum": 0.9,
-      "weight_decay": 1e-5,
+      "weight_decay": 1e-4,
       "schedule": "cosine",
       "warmup_epochs": 0.0,
       "warmup_from": 0.0,

@@ -45,7 +45,7 @@ def uniform_over_clusters(
   draws = num_draws // num_counted + 1
   drawn = np.concatenate(
     [
-      images[rng.choice(len(images), draws, replace=len(images) <= draws)]
+      rng.choice(images, draws, replace=bool(len(images) <= draws))
       for images in members
       if len(images)
     ]

@@ -134,9 +134,9 @@ def augment_views(
 def _of_view(config: Any, view: int) -> Any:
   """Returns the recipe of one view: of several values for a key, its own."""
   chosen = {
-    name: config[name][min(view, len(config[name]) - 1)]
+    name: values[min(view, len(values) - 1)]
     for name in PER_VIEW
-    if isinstance(config[name], tuple)
+    if isinstance(values := getattr(config, name), tuple)
   }
   if not chosen:
     return config

@@ -163,7 +163,8 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   def step(state, frozen, images, index, labels, number, rates, decay):
     params, batch_stats, velocity = state
     key = jax.random.fold_in(jax.random.key(config.seed), number)
-    images = augment.augment_views(augmentation, key, images, index)[:, 0]
+    (views,) = augment.augment_views(augmentation, key, images, index)
+    images = views[:, 0]
 
     def loss_function(params):
       logits, new_stats = learner.apply(
