@@ -1,6 +1,10 @@
 """CoKe on the 1,797 handwritten digits inside scikit-learn.
 
-python run.py --config=configs/coke_digits.py
+  python run.py --config=configs/coke_digits.py
+
+A ResNet-18, a quarter as wide as usual, with two views and three clusterings.
+With seed 0: kNN 0.938, NMI with the labels 0.672; the random network has a kNN
+of 0.911. One run; what the others taught is in docs/methods.md.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.seed = 0
   config.num_clusters = 30
   config.extra_clusters = (40, 50)
-  config.num_epochs = 40
+  config.num_epochs = 24
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -22,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "sampling": "permutation",
       "image_size": 32,
       "views": 2,
-      "crop_scale": (0.6, 1.0),
+      "crop_scale": (0.7, 1.0),
       "crop_ratio": (0.8, 1.25),
       "eval_resize": 32,
       "num_threads": 2,
@@ -35,11 +39,11 @@ def get_config(variant: str = "") -> ConfigDict:
   config.augment = ConfigDict(
     {
       "flip": 0.0,
-      "rotation": 20.0,
+      "rotation": 10.0,
       "translate": 2,
       "jitter_p": 1.0,
-      "brightness": 0.4,
-      "contrast": 0.4,
+      "brightness": 0.2,
+      "contrast": 0.2,
       "saturation": 0.0,
       "hue": 0.0,
       "gray": 0.0,
@@ -58,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
-      "neck": "mlp2",
+      "neck": "mlp3",
       "neck_hidden": 128,
       "embedding_dim": 64,
       "predictor": True,
@@ -70,16 +74,18 @@ def get_config(variant: str = "") -> ConfigDict:
   config.coke = ConfigDict(
     {
       "temperature": 0.1,
-      "dual_learning_rate": 0.1,
+      "dual_learning_rate": 0.3,
       "size_ratio": 0.4,
-      "hard_weight": 0.2,
+      # Officially 0.2. With that, and stronger jitter, the clusters kept
+      # changing (docs/methods.md).
+      "hard_weight": 0.5,
       "prediction_weight": 0.5,
     }
   )
   config.optimizer = ConfigDict(
     {
       "name": "sgd",
-      "learning_rate": 0.1,
+      "learning_rate": 0.03,
       "momentum": 0.9,
       "weight_decay": 5e-4,
       "schedule": "cosine",

@@ -1,6 +1,12 @@
 """SeCu on the 1,797 handwritten digits inside scikit-learn.
 
-python run.py --config=configs/secu_digits.py
+  python run.py --config=configs/secu_digits.py
+
+A ResNet-18, a quarter as wide as usual; ten clusters in the clustering that is
+handed over, 20 to 50 in the others.
+
+With seed 0: kNN 0.928, NMI with the labels 0.675; the random network has a kNN
+of 0.911. One run; what the others taught is in docs/methods.md.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.seed = 0
   config.num_clusters = 10
   config.extra_clusters = (20, 30, 40, 50)
-  config.num_epochs = 40
+  config.num_epochs = 24
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -22,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "sampling": "permutation",
       "image_size": 32,
       "views": 2,
-      "crop_scale": (0.6, 1.0),
+      "crop_scale": (0.7, 1.0),
       "crop_ratio": (0.8, 1.25),
       "eval_resize": 32,
       "num_threads": 2,
@@ -35,11 +41,11 @@ def get_config(variant: str = "") -> ConfigDict:
   config.augment = ConfigDict(
     {
       "flip": 0.0,
-      "rotation": 20.0,
+      "rotation": 10.0,
       "translate": 2,
       "jitter_p": 1.0,
-      "brightness": 0.4,
-      "contrast": 0.4,
+      "brightness": 0.2,
+      "contrast": 0.2,
       "saturation": 0.0,
       "hue": 0.0,
       "gray": 0.0,
@@ -58,7 +64,9 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
-      "neck": "mlp2",
+      # Officially "mlp2" for small images, without a BatchNorm at the end. The
+      # spread of the embeddings is then 0.24 after two epochs instead of 0.95.
+      "neck": "mlp3",
       "neck_hidden": 128,
       "embedding_dim": 64,
       "predictor": False,
@@ -70,25 +78,28 @@ def get_config(variant: str = "") -> ConfigDict:
   config.secu = ConfigDict(
     {
       "constraint": "size",
-      "dual_learning_rate": 0.1,
+      # Officially 0.1, at 390 steps an epoch. At 28 steps the duals are then
+      # too slow: one cluster took more than half of the images.
+      "dual_learning_rate": 0.3,
       "size_ratio": 0.9,
       "entropy_weight": 200.0,
       "temperature": 0.1,
       "center_temperature": 0.1,
-      "hard_weight": 0.2,
+      # Officially 0.2: then kNN 0.866 and NMI 0.485, all else equal.
+      "hard_weight": 0.5,
     }
   )
   config.optimizer = ConfigDict(
     {
       "name": "sgd",
-      "learning_rate": 0.1,
+      "learning_rate": 0.03,
       "momentum": 0.9,
       "weight_decay": 5e-4,
       "schedule": "cosine",
       # The centres find their places first.
       "hold_epochs": 1,
       "warmup_epochs": 2.0,
-      "head_learning_rate": 0.5,
+      "head_learning_rate": 0.1,
       "num_epochs": config.get_ref("num_epochs"),
     }
   )

@@ -87,3 +87,12 @@ def test_accuracy_by_hand():
   logits = jnp.array([[1.0, 2.0], [3.0, 0.0], [0.0, -1.0], [-2.0, -1.0]])
   found = losses.accuracy(logits, jnp.array([1, 1, 0, 1]))
   assert found == 0.75
+
+
+def test_soft_cross_entropy_of_a_mixture_is_the_mixture_of_both(batch):
+  logits, clusters, _ = batch
+  one, two = jnp.eye(K)[clusters], jnp.eye(K)[clusters[::-1]]
+  found = losses.soft_cross_entropy(logits, 0.3 * one + 0.7 * two)
+  expected = 0.3 * losses.cross_entropy(logits, clusters)
+  expected += 0.7 * losses.cross_entropy(logits, clusters[::-1])
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
