@@ -72,7 +72,6 @@ def get_config(variant: str = "") -> ConfigDict:
       "neck_hidden": 512,
       "embedding_dim": 128,
       "predictor": False,
-      "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

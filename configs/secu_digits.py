@@ -70,7 +70,6 @@ def get_config(variant: str = "") -> ConfigDict:
       "neck_hidden": 128,
       "embedding_dim": 64,
       "predictor": False,
-      "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

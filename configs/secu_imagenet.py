@@ -69,7 +69,6 @@ def get_config(variant: str = "") -> ConfigDict:
       "neck_hidden": 2048,
       "embedding_dim": 128,
       "predictor": True,
-      "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

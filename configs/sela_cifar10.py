@@ -74,7 +74,6 @@ def get_config(variant: str = "") -> ConfigDict:
       "neck_hidden": 4096,
       "embedding_dim": 512,
       "dropout": 0.5,
-      "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

@@ -77,7 +77,6 @@ def get_config(variant: str = "") -> ConfigDict:
       "neck": "mlp2",
       "neck_hidden": 2048,
       "embedding_dim": 128,
-      "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

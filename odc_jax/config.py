@@ -102,7 +102,7 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
       f"batch_size={batch_size} cannot be split over {num_devices} devices; "
       f"take a multiple of {num_devices} with --config.batch_size"
     )
-  group_size = config.model.group_size
+  group_size = config.model.get("group_size", 0)
   if group_size and batch_size % group_size:
     raise UserError(
       f"model.group_size={group_size} does not divide batch_size={batch_size}; "

@@ -385,7 +385,9 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
     config.num_clusters = min(config.num_clusters, num_examples)
     if "extra_clusters" in config:
       config.extra_clusters = ()
-    config.batch_size, config.model.group_size = num_devices, 0
+    config.batch_size = num_devices
+    if "group_size" in config.model:
+      config.model.group_size = 0
   return config_lib.resolve(config, num_examples, num_devices)
 
 

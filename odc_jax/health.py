@@ -79,6 +79,7 @@ class Sign(NamedTuple):
     advice: The likely cause and the remedy: of a method, or "" of any other.
     lines: After how many bad lines in a row it is found; after as many good
       ones it is over.
+    spared: Methods for which it is none.
     first_epoch: Earlier lines are not judged, nor is this one.
     last_epoch: Nor are later lines.
   """
@@ -88,6 +89,7 @@ class Sign(NamedTuple):
   meaning: str
   advice: Mapping[str, str]
   lines: int = LINES
+  spared: tuple[str, ...] = ()
   first_epoch: float = FIRST_EPOCH
   last_epoch: float = math.inf
 
@@ -269,6 +271,9 @@ SIGNS: dict[str, Sign] = {
       "": "Likely cause: the network changes too fast. Lower "
       "optimizer.learning_rate or num_clusters",
     },
+    # Its clusters are those of a batch: among other images an image may well
+    # get another one.
+    spared=("swav",),
     first_epoch=LABEL_CHANGE_FIRST_EPOCH,
   ),
   "frozen": Sign(
@@ -361,6 +366,8 @@ class Health:
       if not sign.first_epoch < line["epoch"] <= sign.last_epoch:
         continue
       if any(scalar not in line for scalar in sign.scalars):
+        continue
+      if self._method in sign.spared:
         continue
       bad, what = sign.look(line, *self._sizes)
       was = self._rows[name]

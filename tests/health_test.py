@@ -314,3 +314,13 @@ def test_a_run_that_goes_on_has_the_same_warnings(tmp_path, capsys, killed_at):
     for line in whole_err.splitlines()
     if int(re.findall(r"step (\d+)", line)[0]) > checkpoint
   ]
+
+
+def test_codes_of_batches_may_change_all_the_time():
+  log = [
+    {"step": 10 * i, "epoch": 3.0 + i, **STEP, "cluster/label_change": 0.9}
+    for i in range(6)
+  ]
+  for method, expected in ("swav", []), ("secu", ["restless"]):
+    judge = health.Health(K, N, method).judge
+    assert [finding.sign for line in log for finding in judge(line)] == expected

@@ -51,6 +51,15 @@ _NUMBERS = {
   "cluster/max_size": ("Largest cluster", "images in it"),
   "cluster/empty": ("Empty clusters", "clusters without an image"),
 }
+_METHODS = {
+  "odc": "ODC",
+  "deepcluster": "DeepCluster",
+  "sela": "SeLa",
+  "swav": "SwAV",
+  "deepcluster_v2": "DeepCluster-v2",
+  "coke": "CoKe",
+  "secu": "SeCu",
+}
 _FRACTIONS = {"eval/knn_top1", "eval/purity_labels", "cluster/label_change"}
 _COUNTS = {"cluster/min_size", "cluster/max_size", "cluster/empty"}
 
@@ -115,9 +124,14 @@ def render(
 
 def _title(config: dict[str, Any]) -> str:
   return (
-    f"{config['method'].upper()} on {_data_set(config)}: "
+    f"{_method(config)} on {_data_set(config)}: "
     f"{config['num_clusters']:,} clusters of {config['num_examples']:,} images"
   )
+
+
+def _method(config: dict[str, Any]) -> str:
+  """Returns what its paper calls the method."""
+  return _METHODS.get(config["method"], config["method"])
 
 
 def _data_set(config: dict[str, Any]) -> str:
@@ -138,7 +152,7 @@ def _facts(history: History) -> dict[str, str]:
   model = config["model"]
   size = config["data"]["image_size"]
   return {
-    "Method": config["method"].upper(),
+    "Method": _method(config),
     "Data set": _data_set(config),
     "Images": f"{config['num_examples']:,}",
     "Clusters": f"{config['num_clusters']:,}",
