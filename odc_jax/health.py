@@ -317,6 +317,9 @@ SIGNS: dict[str, Sign] = {
       "too high, or the clusters change faster than they can be learnt. Lower "
       "these two",
     },
+    # Whose loss is a mean over clusterings of several K, SeCu's with another
+    # loss added.
+    spared=("coke", "secu"),
     first_epoch=LOSS_FIRST_EPOCH,
   ),
 }
