@@ -271,7 +271,7 @@ def test_the_next_good_image_stands_in_for_a_bad_one(broken, num_threads):
   (batch,) = take(broken, config, 1, batch_size=6)
   for row, i in enumerate(batch["index"]):
     stand_in = {1: 3, 2: 3, 5: 0}.get(int(i), int(i))
-    np.testing.assert_array_equal(batch["image"][row], 40 * stand_in)
+    np.testing.assert_array_equal(batch["image"][0][row], 40 * stand_in)
   # Number 2 was met twice: on its own, and on the way from 1 to 3.
   assert len(batch["bad"]) == 4
   reasons = {image.index: image.reason for image in batch["bad"]}
