@@ -9,16 +9,16 @@ Takes each method's `configs/<method>_cifar10.py` (on digits:
 `<method>_digits.py`), with `--width` and `--stem` of the ResNet-18, and trains
 it for as many epochs, or for as many minutes (how many epochs these are shows
 in a run of two), or, with neither, for as long as the config says. What a
-schedule counts in epochs (warm-up, decays, frozen heads) shrinks with the run;
-an epoch without learning that a method begins with (CoKe, SeCu) stays.
-`--quick` takes the configs' `:quick`, whose numbers of clusters suit some
-thousand images. ODC's smallest cluster is 0.16 of the mean one, as on ImageNet.
-Evaluates what it ends with and prints one table, and one JSON line: kNN and
-logistic regression on the frozen backbone, NMI (arithmetic) of the clusters
-with the labels, images/s of the training with its re-clusterings, and the
-memory that the compiled step takes on a device. With several seeds, medians.
-What others have published stands in a column of its own: it is of another
-length and never of this program.
+schedule counts in epochs (warm-up, decays, frozen heads) shrinks with the run,
+and SeLa solves as often in an epoch; an epoch without learning that a method
+begins with (CoKe, SeCu) stays. `--quick` takes the configs' `:quick`, whose
+numbers of clusters suit some thousand images. ODC's smallest cluster is 0.16 of
+the mean one, as on ImageNet. Evaluates what it ends with and prints one table,
+and one JSON line: kNN and logistic regression on the frozen backbone, NMI
+(arithmetic) of the clusters with the labels, images/s of the training with its
+re-clusterings, and the memory that the compiled step takes on a device. With
+several seeds, medians. What others have published stands in a column of its
+own: it is of another length and never of this program.
 """
 
 import argparse
@@ -87,6 +87,10 @@ def shorten(config: Any, num_epochs: int) -> None:
     elif value:
       with config.ignore_type():
         config[section][key] = factor * value
+  if "sela" in config:
+    # As many solves an epoch as before, one of them at the start.
+    solves = round(factor * (config.sela.num_solves - 1)) + 1
+    config.sela.num_solves = max(2, solves)
   config.num_epochs = num_epochs
 
 

@@ -129,6 +129,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.extra_clusters = (100,)
     config.model.embedding_dim = 128
     config.num_epochs = 1
+    config.sela.num_solves = 2
     config.eval.every_epochs = 1
   elif variant:
     raise ValueError(f"unknown variant {variant!r}; there is :quick")
