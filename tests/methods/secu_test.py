@@ -52,6 +52,14 @@ def config_of(trace):
   )
 
 
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    pytest.param(1, id="1dev"),
+    pytest.param(8, marks=pytest.mark.slow, id="8dev"),
+  ],
+  indirect=True,
+)
 def test_training_follows_the_official_code(golden_secu_, mesh):
   trace = load(golden_secu_)
   n, _, _, _, steps, _ = encoder.sizes_of(trace)
