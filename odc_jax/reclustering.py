@@ -101,7 +101,7 @@ class Reclustering:
 
     Args:
       state: Since the last one.
-      step: At which it was.
+      step: Of the next batch.
 
     Returns:
       Whole batches; None where the order does not depend on the clusters.
@@ -110,13 +110,9 @@ class Reclustering:
       return None
     clusters = processes.to_host(self._method.clusters(state.method))
     clusters = clusters[: self._config.num_examples]
-    return self._method.sampler(self._config, clusters, step)
-
-  def last(self, step: int) -> int:
-    """Returns the last step up to this one at which there was one."""
     while step and not self.due(step):
-      step -= 1
-    return step
+      step -= 1  # to where they were found
+    return self._method.sampler(self._config, clusters, step)
 
   def _bar(self, step):
     # Later on there is the bar of the training.

@@ -227,7 +227,7 @@ def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # Where a signal came between a line and the next, the next is still due.
   logged = set(processes.gather(sorted(writer.logged_at_start))[0])
   restarts = int(state.restarts)
-  order = recluster.order(state, recluster.last(start_step))
+  order = recluster.order(state, start_step)
   batches = train_batches(start_step, restarts, order)
   stack.callback(lambda: batches.close())
 
