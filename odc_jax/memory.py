@@ -9,7 +9,7 @@ Source: OpenSelfSup models/memories/odc_memory.py.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import assign, split
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
+
+Samples = TypeVar("Samples", "SampleMemory", "Labels")
 
 # Rows of a memory are padded to a multiple of this, whatever the number of
 # devices, so that a checkpoint fits any of them (up to this many).
@@ -163,16 +165,23 @@ def cluster_sizes(
   )
 
 
+def first_clustering(
+  assignments: Int[Array, "n"] | Int[Array, "n h"],
+) -> Int[Array, "n"]:
+  """Returns the clusters of the first of several clusterings, or of the one."""
+  return assignments if assignments.ndim == 1 else assignments[:, 0]
+
+
 def at_epoch_start(
-  labels: Labels, step: Int[Array, ""], steps_per_epoch: int
-) -> Labels:
+  samples: Samples, step: Int[Array, ""], steps_per_epoch: int
+) -> Samples:
   """Remembers the clusters of before the epoch, at its first step."""
   previous = jax.lax.cond(
     step % steps_per_epoch == 0,
-    lambda: labels.assignments[:, 0],
-    lambda: labels.previous,
+    lambda: first_clustering(samples.assignments),
+    lambda: samples.previous,
   )
-  return labels._replace(previous=previous)
+  return samples._replace(previous=previous)
 
 
 def size_scalars(sizes: Int[Array, "k"]) -> dict[str, Array]:

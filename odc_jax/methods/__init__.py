@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from odc_jax import memory
 from odc_jax.methods import (
   coke,
   deepcluster,
@@ -74,11 +75,6 @@ class Passes(NamedTuple):
   params: Any
 
 
-def _first_clustering(assignments):
-  """Returns the clusters of the first of several clusterings."""
-  return assignments if assignments.ndim == 1 else assignments[:, 0]
-
-
 DEFAULTS: dict[str, Any] = {
   "HEAD": "linear",
   "VIEWS_TOGETHER": True,
@@ -87,7 +83,7 @@ DEFAULTS: dict[str, Any] = {
   "recluster_due": lambda config, step: False,
   "recluster": None,
   "sampler": None,
-  "clusters": lambda state: _first_clustering(state.samples.assignments),
+  "clusters": lambda state: memory.first_clustering(state.samples.assignments),
   "previous_clusters": lambda state: state.samples.previous,
   "dissolved_clusters": None,
   "temperature": lambda config: 1.0,

@@ -197,13 +197,7 @@ def after_step(config: Config, state: ODCState, views, targets, batch, step):
   steps_per_epoch = config_lib.steps_per_epoch(config)
 
   epoch_begins = step % steps_per_epoch == 0
-  samples = samples._replace(
-    previous=jax.lax.cond(
-      epoch_begins,
-      lambda: samples.assignments,
-      lambda: samples.previous,
-    )
-  )
+  samples = memory.at_epoch_start(samples, step, steps_per_epoch)
 
   # F_i <- (1 - m) F_i + m f_i, scaled to unit length, and
   # y_i <- the centroid nearest to the new F_i.
