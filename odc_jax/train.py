@@ -22,7 +22,7 @@ from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax import state as state_lib
 from odc_jax.config import Config
-from odc_jax.data import folder, loader, sources
+from odc_jax.data import bad_images, folder, loader, sources
 from odc_jax.errors import UserError
 from odc_jax.evals.scores import nmi
 from odc_jax.evaluate import Evaluation, evaluators_of
@@ -86,7 +86,9 @@ def run(
 def _run(config, workdir, num_groups, mesh, stack, rollbacks):
   # ---------------------------------------------------------------- data ---
   method = config_lib.choose(METHODS, config.method, "method")
-  evaluators_of(config.eval.evaluators)  # or a mistake would show much later
+  # What a mistake in would show only after the work directory is prepared.
+  evaluators_of(config.eval.evaluators)
+  bad_images.check(config.data)
   train_source = sources.make(config.data.source, config.data.split)
   test_source = (
     sources.make(config.data.source, config.eval.split, train_source)

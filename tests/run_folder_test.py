@@ -172,7 +172,6 @@ def test_the_way_of_reading_may_change_when_a_run_goes_on(
       ["2 of the 307 images", "max_bad_fraction=0.005", "bad_images.txt"],
     ),
     ("--config.data.on_error=fail", ["'text.jpg'", "not an image"]),
-    ("--config.data.on_error=ignore", ["'ignore'", "replace or fail"]),
     ("--config.num_clusters=many", ["num_clusters='many'", "auto"]),
   ],
 )

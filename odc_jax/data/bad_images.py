@@ -19,6 +19,14 @@ class BadImage(NamedTuple):
   reason: str
 
 
+def check(config: Any) -> None:
+  """Raises UserError if there is no such `on_error`."""
+  if config.on_error not in ("replace", "fail"):
+    raise UserError(
+      f"unknown data.on_error {config.on_error!r}; choose replace or fail"
+    )
+
+
 class BadImages:
   """The unreadable images of one data set, as far as they have been met.
 
@@ -47,10 +55,7 @@ class BadImages:
     Raises:
       UserError: there is no such `on_error`.
     """
-    if config.on_error not in ("replace", "fail"):
-      raise UserError(
-        f"unknown data.on_error {config.on_error!r}; choose replace or fail"
-      )
+    check(config)
     self._path = path
     self._data_set = data_set
     self._config = config
