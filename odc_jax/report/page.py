@@ -131,7 +131,7 @@ def _title(config: dict[str, Any]) -> str:
 
 def _method(config: dict[str, Any]) -> str:
   """Returns what its paper calls the method."""
-  return _METHODS.get(config["method"], config["method"])
+  return _METHODS.get(config["method"], str(config["method"]))
 
 
 def _data_set(config: dict[str, Any]) -> str:
