@@ -14,7 +14,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from odc_jax import huge_pages, launch
+from odc_jax import huge_pages, interrupts, launch
 from odc_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -267,6 +267,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
   huge_pages.restart_with()
+  interrupts.never_lose()
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:

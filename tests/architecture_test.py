@@ -52,6 +52,7 @@ ALLOWED = {
   "launch": {"errors", "launch", "mesh"},
   "xla": set(),
   "huge_pages": set(),
+  "interrupts": set(),
   "config": {"errors", "files"},
   "losses": set(),
   "clustering": {"clustering", "mesh"},
