@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import signal
 
 import jax
 import pytest
@@ -14,6 +15,10 @@ from tests.recordings import load
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Started in the background, a shell has SIGINT ignored, and so would have the
+# programs that are to be interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Signatures' array shapes are checked in tests, at no cost to users.
 install_import_hook("odc_jax", "beartype.beartype")

@@ -22,7 +22,7 @@ QUICK = "--config=configs/odc_digits.py:quick"
 # another trajectory.
 SHORT = [
   QUICK,
-  "--config.num_epochs=4",
+  "--config.num_epochs=3",
   "--config.batch_size=128",
   "--config.log_every=2",
   "--config.model.width=8",
@@ -31,7 +31,7 @@ SHORT = [
   "--config.odc.momentum=0.02",
   "--config.odc.centroid_every=1000",
 ]
-NUM_STEPS = 4 * 14
+NUM_STEPS = 3 * 14
 
 
 @pytest.fixture(scope="module")
