@@ -76,9 +76,9 @@ def test_a_sobel_filter_comes_before_training_and_evaluation(
 ):
   asked = []
 
-  def build_and_note(*args, in_channels):
+  def build_and_note(*args, in_channels, **others):
     asked.append(in_channels)
-    return build(*args, in_channels=in_channels)
+    return build(*args, in_channels=in_channels, **others)
 
   monkeypatch.setattr(program, "build", build_and_note)
   # Neither the step nor the evaluation can take images of three channels.
