@@ -107,14 +107,14 @@ class Checkpoints:
   def __init__(self, workdir: pathlib.Path, keep: int):
     """Opens `workdir/checkpoints`, of which the last `keep` are kept."""
     self.folder = (workdir / "checkpoints").absolute()
-    self._seals = processes.is_first()
-    if self._seals and self.folder.exists():
+    if processes.is_first() and self.folder.exists():
       # Orbax would do so in a thread that it waits for only when it saves.
       for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished)
     self._manager = ocp.CheckpointManager(
       self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep)
     )
+    self._seals = processes.is_first()
     self._sealing: threading.Thread | None = None
     self._failure: str | None = None
 
