@@ -14,7 +14,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from odc_jax import huge_pages, interrupts, launch
+from odc_jax.distributed import huge_pages, interrupts, launch
 from odc_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -118,14 +118,16 @@ def main(argv: list[str]) -> None:
     _export()
     return
   # Late: JAX takes a second to import, and wrong flags should not wait for it.
-  from odc_jax import evaluate, processes, train
+  from odc_jax.distributed import lifeline, processes
+  from odc_jax.evals import evaluate
+  from odc_jax.training import loop
 
   workdir = _workdir()
-  with processes.together():
+  with lifeline.together():
     if MODE.value == "evaluate":
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
-      summary = train.run(CONFIG.value, workdir, NUM_GROUPS.value)
+      summary = loop.run(CONFIG.value, workdir, NUM_GROUPS.value)
   width = max(map(len, summary))
   for name, value in summary.items():
     processes.say(f"{name:{width}}  {value:.4f}")
@@ -161,7 +163,8 @@ def _assign() -> None:
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
   import jax
 
-  from odc_jax import trained
+  from odc_jax import inference
+  from odc_jax.results import assign
 
   if not IMAGES.value:
     raise UserError("--mode=assign needs a folder: --images=/my/new/images")
@@ -169,9 +172,9 @@ def _assign() -> None:
     raise UserError("--mode=assign runs in one process: --num_processes=1")
   workdir = _workdir()
   output = pathlib.Path(OUTPUT.value or workdir / "assigned.parquet")
-  run = trained.Run(workdir)
+  run = inference.Run(workdir)
   path = output.expanduser()
-  print(trained.assign_to_file(run, IMAGES.value, path, NUM_GROUPS.value))
+  print(assign.assign_to_file(run, IMAGES.value, path, NUM_GROUPS.value))
 
 
 def _export() -> None:
@@ -189,12 +192,13 @@ def _export() -> None:
 
 def _report() -> None:
   """Writes the report of a run anew."""
-  from odc_jax import report, results
+  from odc_jax import report
+  from odc_jax.results import groups
 
   workdir = _workdir()
   try:
     if NUM_GROUPS.value is not None and workdir.is_dir():
-      results.regroup(workdir, NUM_GROUPS.value)
+      groups.regroup(workdir, NUM_GROUPS.value)
     print(f"written: {report.write(workdir)}")
   except OSError as error:
     raise UserError(f"cannot write to {workdir}: {error}") from error
@@ -202,14 +206,14 @@ def _report() -> None:
 
 def _plan() -> None:
   """Prints what the run would need."""
-  from odc_jax import topology
+  from odc_jax.plan import tpu_slices
 
   if TOPOLOGY.value:
-    topology.prepare_environment()
+    tpu_slices.prepare_environment()
   # Late: JAX reads the environment when it is imported.
-  from odc_jax import plan
+  from odc_jax.plan import measure
 
-  plan.run(
+  measure.run(
     CONFIG.value,
     topology_name=TOPOLOGY.value,
     num_examples=NUM_EXAMPLES.value,

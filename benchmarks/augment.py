@@ -26,15 +26,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import odc_imagenet
-from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax import optim, xla
-from odc_jax import state as state_lib
+from odc_jax.config import check as config_lib
 from odc_jax.data import augment
+from odc_jax.distributed import compiler
 from odc_jax.methods import METHODS, odc
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
-from odc_jax.program import make_step
+from odc_jax.training import optim
+from odc_jax.training import state as state_lib
+from odc_jax.training.step import make_step
 
 NUM_EXAMPLES = 1024
 
@@ -131,7 +132,7 @@ def time_step(config, mesh, repeats, images, index) -> float:
       lambda key, images, index: images,
     ),
     donate_argnums=0,
-    compiler_options=xla.compiler_options(mesh),
+    compiler_options=compiler.compiler_options(mesh),
   )
   state = jax.jit(init)()
   views = augment.normalize(config.augment, images)[:, None]

@@ -21,21 +21,22 @@ from collections.abc import Sequence
 import jax
 from absl import logging
 
-from odc_jax import checkpoint, processes
-from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import store
 from odc_jax.data import sources
+from odc_jax.distributed import processes
 from odc_jax.evals import probe, semi
-from odc_jax.evaluate import Evaluation
+from odc_jax.evals.evaluation import Evaluation
 from odc_jax.methods import METHODS
-from odc_jax.program import assemble
+from odc_jax.training import checkpoint
+from odc_jax.training.programs import assemble
 
 
 def scores(
   workdir: pathlib.Path, evals: Sequence[str], epochs: int, rate: float
 ) -> dict[str, dict[str, float]]:
   """Returns network -> name -> value."""
-  config = config_lib.read(workdir)
+  config = store.read(workdir)
   if evals:
     config.eval.evaluators = tuple(evals)
   mesh = mesh_lib.make_mesh()

@@ -34,12 +34,13 @@ from typing import Any
 import jax
 from absl import logging
 
-from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax import plan, train
+from odc_jax.config import check as config_lib
 from odc_jax.data import sources
 from odc_jax.methods import METHODS
-from odc_jax.program import assemble
+from odc_jax.plan import measure as measure_lib
+from odc_jax.training import loop
+from odc_jax.training.programs import assemble
 
 # CIFAR-10, ResNet-18, 1,000 epochs, linear: README of solo-learn.
 PUBLISHED = {"swav": 0.892, "deepcluster_v2": 0.889}
@@ -101,7 +102,7 @@ def untrained(
   """Returns the row of the network that ODC begins with."""
   config = experiment("odc", args, seed)
   config.num_epochs = 0
-  summary = train.run(config, folder / f"random_{seed}")
+  summary = loop.run(config, folder / f"random_{seed}")
   scores = {column: summary[scalar] for column, scalar in COLUMNS.items()}
   return {**scores, "K": config.num_clusters}
 
@@ -124,7 +125,9 @@ def step_bytes(config: Any) -> int:
   method = METHODS[config.method]
   with jax.set_mesh(mesh):
     program = assemble(config, method, mesh)
-    usage = plan.measure(plan.lowered(config, method, program, mesh)["step"])
+    usage = measure_lib.measure(
+      measure_lib.lowered(config, method, program, mesh)["step"]
+    )
   return usage.arguments + usage.added
 
 
@@ -137,13 +140,13 @@ def measure(
     config = experiment(name, args, seed)
     shorten(config, 2)
     config.eval.evaluators = ()
-    train.run(config, folder / f"{name}_speed")
+    loop.run(config, folder / f"{name}_speed")
     first, second = epoch_ends(folder / f"{name}_speed")
     num_epochs = max(1, math.floor(60 * args.minutes / (second - first)))
   config = experiment(name, args, seed)
   shorten(config, num_epochs)
   workdir = folder / f"{name}_{seed}"
-  summary = train.run(config, workdir)
+  summary = loop.run(config, workdir)
   ends = epoch_ends(workdir)
   n = json.loads((workdir / "config.json").read_text())["num_examples"]
   steps = n // config.batch_size

@@ -24,8 +24,8 @@ from sklearn import cluster, datasets, metrics, neighbors
 
 import odc_jax
 from configs import odc_digits
-from odc_jax import train
 from odc_jax.evals.scores import purity
+from odc_jax.training import loop
 
 COLUMNS = ("knn_top1", "purity_labels", "nmi_labels", "ari_labels")
 
@@ -35,7 +35,7 @@ def run(workdir: pathlib.Path, seed: int, **overrides) -> dict[str, float]:
   config: Any = odc_digits.get_config()
   config.update({"seed": seed, **overrides})
   begin = time.perf_counter()
-  summary = train.run(config, workdir)
+  summary = loop.run(config, workdir)
   seconds = time.perf_counter() - begin
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   empty = [json.loads(line).get("cluster/empty", 0) for line in lines]

@@ -69,7 +69,7 @@ def time_ours(args, features, clusters) -> dict[str, float]:
   n, k = args.num_examples, args.num_clusters
   mesh = mesh_lib.make_mesh()
   rows = mesh_lib.rows(mesh)
-  padding = memory.padded_rows(n) - n
+  padding = mesh_lib.padded_rows(n) - n
   with jax.set_mesh(mesh):
     features = np.pad(features, ((0, padding), (0, 0)))
     assignments = np.pad(clusters, (0, padding), constant_values=k)

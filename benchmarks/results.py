@@ -29,8 +29,15 @@ import time
 import numpy as np
 
 from configs import odc_cifar10
-from odc_jax import report, results
-from odc_jax.results import duplicates, neighbors, outliers, projection, tree
+from odc_jax import report
+from odc_jax.results import (
+  duplicates,
+  neighbors,
+  outliers,
+  projection,
+  tree,
+  write,
+)
 
 CHUNK = 65_536
 NUM_QUERIES = 1000
@@ -106,12 +113,12 @@ def write_whole(workdir, centers, clusters, signatures) -> None:
   n = len(clusters)
   half = np.full(n, 0.5, np.float32)
   second = (clusters + 1) % len(centers)
-  results.write(
+  write.write(
     workdir,
     keys=[f"some/folder/of/images/{i:08d}.jpg" for i in range(n)],
     labels=np.full(n, -1, np.int32),
     readable=np.ones(n, bool),
-    judged=results.Judged(clusters, clusters, half, second, half, half),
+    judged=write.Judged(clusters, clusters, half, second, half, half),
     centroids=centers,
     components={"mean": centers[0], "components": centers[:1]},
     signatures=signatures,

@@ -44,15 +44,19 @@ import numpy as np
 
 from benchmarks import peak
 from configs import odc_cifar10, odc_imagenet
-from odc_jax import config as config_lib
-from odc_jax import losses, memory, optim, program, xla
+from odc_jax import losses, memory
 from odc_jax import mesh as mesh_lib
+from odc_jax.clustering import spherical
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.data import augment
+from odc_jax.distributed import compiler
 from odc_jax.memory import SampleMemory
 from odc_jax.methods import METHODS, complete, odc
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
+from odc_jax.training import optim, programs
+from odc_jax.training import step as step_lib
 
 NUM_EXAMPLES = {"imagenet": 1_281_167, "cifar10": 50_000}
 
@@ -113,7 +117,7 @@ def fixed_targets(num_clusters: int) -> Any:
 
 def random_memories(config: Config, shardings: Any) -> odc.ODCState:
   """Returns memories of random unit rows in clusters of equal size."""
-  n, k = memory.padded_rows(config.num_examples), config.num_clusters
+  n, k = mesh_lib.padded_rows(config.num_examples), config.num_clusters
 
   def fill():
     shape = (n, config.model.embedding_dim)
@@ -122,7 +126,7 @@ def random_memories(config: Config, shardings: Any) -> odc.ODCState:
     number = jnp.arange(n, dtype=jnp.int32)
     real = number < config.num_examples
     samples = SampleMemory(
-      jnp.where(real[:, None], memory.normalize(rows), 0).astype(
+      jnp.where(real[:, None], spherical.normalize(rows), 0).astype(
         config.odc.memory_dtype
       ),
       jnp.where(real, number % k, k),
@@ -185,13 +189,13 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
   """Returns what is timed of ours, compiled, by name: each takes n steps."""
   batches = make_batches(config, mesh, 4)
 
-  whole = program.assemble(config, METHODS["odc"], mesh)
+  whole = programs.assemble(config, METHODS["odc"], mesh)
   state = whole.init()
   state = state._replace(method=random_memories(config, whole.shardings.method))
   with_memories = Steps(whole.step, state, batches)
 
   fixed = fixed_targets(config.num_clusters)
-  plain = program.assemble(config, fixed, mesh)
+  plain = programs.assemble(config, fixed, mesh)
   without = Steps(plain.step, plain.init(), batches)
 
   augmentation = jax.jit(
@@ -210,12 +214,12 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
   optimizer = optim.make(
     config.optimizer, config.num_examples // config.batch_size
   )
-  step = program.make_step(
+  step = step_lib.make_step(
     config, fixed, network, optimizer, lambda key, images, index: images
   )
   network_alone = Steps(
     jax.jit(
-      step, donate_argnums=0, compiler_options=xla.compiler_options(mesh)
+      step, donate_argnums=0, compiler_options=compiler.compiler_options(mesh)
     ),
     plain.init(),
     ready,

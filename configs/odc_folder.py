@@ -4,8 +4,8 @@
     --config.data.source=folder:/my/images
 
 The folder may be nested. What is "auto" follows from the number of images; the
-program prints the values with their reasons, and odc_jax/sizes.py holds the
-arithmetic. Each can be set: --config.num_clusters=50.
+program prints the values with their reasons, and odc_jax/config/auto.py holds
+the arithmetic. Each can be set: --config.num_clusters=50.
 
 With :quick the images are made small and the network narrow: minutes on a
 laptop for a few thousand photographs, to see that all is well.

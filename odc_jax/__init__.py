@@ -6,7 +6,7 @@ import typing
 from odc_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
-  from odc_jax.trained import Run
+  from odc_jax.inference import Run
 
 __all__ = ["UserError", "load"]
 
@@ -21,6 +21,6 @@ def load(workdir: str | os.PathLike) -> "Run":
     UserError: No run has finished there.
   """
   # Late: importing the package alone need not import JAX.
-  from odc_jax import trained
+  from odc_jax import inference
 
-  return trained.Run(workdir)
+  return inference.Run(workdir)

@@ -75,3 +75,13 @@ def per_shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
 def divisible(size: int, mesh: Mesh) -> int:
   """Returns the next size of a batch that all devices share evenly."""
   return -(-size // mesh.size) * mesh.size
+
+
+# Rows of a memory are padded to a multiple of this, whatever the number of
+# devices, so that a checkpoint fits any of them (up to this many).
+ROW_MULTIPLE = 1024
+
+
+def padded_rows(num_examples: int) -> int:
+  """Returns the rows of a memory for `num_examples` images."""
+  return -(-num_examples // ROW_MULTIPLE) * ROW_MULTIPLE

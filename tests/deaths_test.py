@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs import odc_digits
-from odc_jax import program, train
+from odc_jax.training import loop, programs
+from odc_jax.training import step as step_lib
 from tests.program import (
   ROOT,
   assert_refused,
@@ -206,7 +207,7 @@ def test_a_flipped_bit_is_noticed(environment, finished, tmp_path):
 def test_rollback_goes_back_and_takes_another_order(
   tmp_path, monkeypatch, capsys
 ):
-  make_step = program.make_step
+  make_step = step_lib.make_step
 
   def make_failing_step(*args):
     step = make_step(*args)
@@ -220,7 +221,7 @@ def test_rollback_goes_back_and_takes_another_order(
 
     return failing
 
-  monkeypatch.setattr(program, "make_step", make_failing_step)
+  monkeypatch.setattr(programs, "make_step", make_failing_step)
   config = odc_digits.get_config("quick")
   config.update_from_flattened_dict(
     {
@@ -231,7 +232,7 @@ def test_rollback_goes_back_and_takes_another_order(
       "checkpoint_every_epochs": 1,
     }
   )
-  train.run(config, tmp_path)
+  loop.run(config, tmp_path)
   captured = capsys.readouterr()
   assert "the loss is not finite in step 33: going back" in captured.err
   assert "going on from step 28 of 56" in captured.out

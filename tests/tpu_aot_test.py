@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import pytest
 
 from configs import odc_imagenet
-from odc_jax import config as config_lib
-from odc_jax import hlo, memory, plan, topology
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import check as config_lib
 from odc_jax.methods import METHODS
-from odc_jax.program import assemble
-from tests import passes
+from odc_jax.plan import chips, collectives, measure, tpu_slices
+from odc_jax.training.programs import assemble
+from tests.methods import passes
 
 pytestmark = [
   pytest.mark.tpu_aot,
   pytest.mark.skipif(
     # In the gate a missing libtpu is an error, which names the remedy.
-    not topology.is_installed() and "CI" not in os.environ,
+    not tpu_slices.is_installed() and "CI" not in os.environ,
     reason="libtpu is not installed",
   ),
 ]
@@ -59,20 +59,20 @@ each_case = pytest.mark.parametrize(
 
 def prepare(slice_name, size):
   """Returns the mesh, the experiment and what a device's HBM lets one take."""
-  topology.prepare_environment()
-  mesh = mesh_lib.make_mesh(devices=topology.devices(slice_name))
+  tpu_slices.prepare_environment()
+  mesh = mesh_lib.make_mesh(devices=tpu_slices.devices(slice_name))
   num_examples, overrides = SIZES[size]
   config = odc_imagenet.get_config()
   config.update_from_flattened_dict(overrides)
   config = config_lib.resolve(config, num_examples, mesh.size)
-  limit, _, _ = plan.device_limits(mesh.devices.flat[0])
+  limit, _, _ = chips.device_limits(mesh.devices.flat[0])
   assert limit is not None
   return mesh, config, limit
 
 
 def assert_nothing_grows(found, mesh, num_examples):
   """No side of what moves is the data set's, or a device's share of it."""
-  rows = memory.padded_rows(num_examples)
+  rows = mesh_lib.padded_rows(num_examples)
   sizes = {
     int(number) for _, shape, _ in found for number in re.findall(r"\d+", shape)
   }
@@ -84,8 +84,8 @@ def test_the_step(slice_name, size, record_property):
   mesh, config, limit = prepare(slice_name, size)
   with jax.set_mesh(mesh):
     program = assemble(config, METHODS[config.method], mesh)
-    usage = plan.measure(
-      plan.lowered(config, METHODS[config.method], program, mesh)["step"]
+    usage = measure.measure(
+      measure.lowered(config, METHODS[config.method], program, mesh)["step"]
     )
   print(usage._replace(collectives=[]))
   needed = usage.arguments + usage.added
@@ -96,7 +96,7 @@ def test_the_step(slice_name, size, record_property):
   width = (
     config.model.embedding_dim * jnp.dtype(config.odc.memory_dtype).itemsize
   )
-  share = memory.padded_rows(config.num_examples) // mesh.size * (width + 8)
+  share = mesh_lib.padded_rows(config.num_examples) // mesh.size * (width + 8)
   assert usage.in_place > share
 
   k, d = config.num_clusters, config.model.embedding_dim
@@ -113,8 +113,8 @@ def test_all_programs_of_a_method(name):
 
   But for the batch: eight crops of 4,096 images want more of them.
   """
-  topology.prepare_environment()
-  mesh = mesh_lib.make_mesh(devices=topology.devices("v5e:2x4"))
+  tpu_slices.prepare_environment()
+  mesh = mesh_lib.make_mesh(devices=tpu_slices.devices("v5e:2x4"))
   module = importlib.import_module(f"configs.{name}_imagenet")
   config = module.get_config()
   config.batch_size = min(config.batch_size, 512)
@@ -122,8 +122,8 @@ def test_all_programs_of_a_method(name):
   method = METHODS[name]
   with jax.set_mesh(mesh):
     program = assemble(config, method, mesh)
-    for what, lower in plan.lowered(config, method, program, mesh).items():
-      usage = plan.measure(lower)
+    for what, lower in measure.lowered(config, method, program, mesh).items():
+      usage = measure.measure(lower)
       print(what, usage._replace(collectives=[]))
       assert_nothing_grows(usage.collectives, mesh, config.num_examples)
 
@@ -132,12 +132,12 @@ def test_all_programs_of_a_method(name):
 @each_case
 def test_a_pass(slice_name, size, name):
   mesh, config, _ = prepare(slice_name, size)
-  n, k = memory.padded_rows(config.num_examples), config.num_clusters
+  n, k = mesh_lib.padded_rows(config.num_examples), config.num_clusters
   d, dtype = config.model.embedding_dim, jnp.dtype(config.odc.memory_dtype)
   compiled = passes.lower(name, mesh, n, d, k, dtype).compile()
   memory_ = compiled.memory_analysis()
   print(name, memory_)
   assert memory_.temp_size_in_bytes < 512e6
-  found = hlo.collectives(compiled.as_text())
+  found = collectives.collectives(compiled.as_text())
   assert max((size for *_, size in found), default=0) <= 4 * k * (d + 1)
   assert_nothing_grows(found, mesh, config.num_examples)

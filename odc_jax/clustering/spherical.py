@@ -100,3 +100,8 @@ def spherical_kmeans(
     start.astype(jnp.float32),
   )
   return SphericalKMeans(centroids, e_step(centroids))
+
+
+def normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Returns x / (|x| + 1e-10), row by row."""
+  return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)

@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from odc_jax.data.sources import Record
+from odc_jax.data.source import Record
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
 

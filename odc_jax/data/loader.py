@@ -23,7 +23,7 @@ from jaxtyping import Int
 from odc_jax.data import decode
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.decode import Crop
-from odc_jax.data.sources import Record, Source
+from odc_jax.data.source import Record, Source
 from odc_jax.errors import UserError
 
 Batch = dict[str, Any]

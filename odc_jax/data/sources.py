@@ -10,28 +10,8 @@ image by. Sources are picklable (the loader's worker processes get a copy) and
 never download anything. Each lives in a file of its own beside this one.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
-
+from odc_jax.data.source import Source
 from odc_jax.errors import UserError
-
-Record = dict[str, Any]
-
-
-@runtime_checkable
-class Source(Protocol):
-  """Random access to the records of a data set."""
-
-  num_classes: int | None
-
-  @property
-  def keys(self) -> Sequence[str] | None:
-    """The keys of all records, where they are known without reading."""
-    ...
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Record: ...
 
 
 def make(name: str, split: str = "", like: Source | None = None) -> Source:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from odc_jax.data.sources import Record, Source
+from odc_jax.data.source import Record, Source
 
 
 class Subset:

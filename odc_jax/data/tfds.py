@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from odc_jax.data.sources import Record
+from odc_jax.data.source import Record
 from odc_jax.data.tfrecord import Part, TfRecords
 from odc_jax.errors import UserError
 

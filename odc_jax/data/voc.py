@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int8
 
-from odc_jax.data.sources import Record
+from odc_jax.data.source import Record
 from odc_jax.errors import UserError
 
 # Where the archives put it, seen from the folder that is named.

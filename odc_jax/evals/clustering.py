@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from odc_jax import processes
 from odc_jax.clustering.kmeans import kmeans as lloyd
-from odc_jax.evals.features import unit
+from odc_jax.distributed import processes
+from odc_jax.evals.inputs import Subject
 from odc_jax.evals.scores import accuracy_one_to_one, ami, ari, nmi, purity
-from odc_jax.evals.subject import Subject
+from odc_jax.passes.extract import unit
 
 # As many starts as in the literature; iterations end at a fixed point, which is
 # usually reached before.

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.evals.features import unit
-from odc_jax.evals.subject import Subject
+from odc_jax.evals.inputs import Subject
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
+from odc_jax.passes.extract import unit
 
 # Queries at once; a device holds this many times its rows of similarities.
 CHUNK = 256

@@ -20,10 +20,11 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, progress, xla
+from odc_jax.distributed import compiler, processes
 from odc_jax.evals import probe
+from odc_jax.evals.inputs import Subject
 from odc_jax.evals.pooling import pool
-from odc_jax.evals.subject import Subject
+from odc_jax.logs import progress
 from odc_jax.losses import cross_entropy
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
 from odc_jax.models.functional import functional
@@ -201,7 +202,7 @@ def _on(subject, features, num_classes, *, normalize):
   init = jax.jit(
     probes.init,
     out_shardings=mesh_lib.replicated(subject.mesh),
-    compiler_options=xla.options_for_once(subject.mesh),
+    compiler_options=compiler.options_for_once(subject.mesh),
   )
   params, batch_stats = init(jax.random.key(subject.config.seed))
   return probe.Learner(apply, frozen), params, batch_stats

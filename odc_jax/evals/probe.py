@@ -18,14 +18,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, xla
 from odc_jax.config import Config
 from odc_jax.data import augment, loader
 from odc_jax.data.decode import Crop
 from odc_jax.data.subset import Subset
-from odc_jax.evals import features
-from odc_jax.evals.subject import Split, Subject
+from odc_jax.distributed import compiler, processes
+from odc_jax.evals.inputs import Split, Subject
 from odc_jax.losses import cross_entropy
+from odc_jax.passes import extract
 
 # Top-5 says nothing where a guess is right half the time.
 _TOP5_CLASSES = 10
@@ -158,7 +158,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   @functools.partial(
     jax.jit,
     out_shardings=mesh_lib.replicated(mesh),
-    compiler_options=xla.compiler_options(mesh),
+    compiler_options=compiler.compiler_options(mesh),
   )
   def step(state, frozen, images, index, labels, number, rates, decay):
     params, batch_stats, velocity = state
@@ -245,7 +245,7 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
   @functools.partial(
     jax.jit,
     out_shardings=mesh_lib.replicated(mesh),
-    compiler_options=xla.compiler_options(mesh),
+    compiler_options=compiler.compiler_options(mesh),
   )
   def count(params, batch_stats, frozen, images, labels):
     images = images.astype(jnp.float32)
@@ -255,7 +255,7 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
 
   def score(params: Any, batch_stats: Any) -> list[Score]:
     counts = []
-    with features.reading(source, config, mesh) as batches:
+    with extract.reading(source, config, mesh) as batches:
       for batch in batches:
         subject.check()
         arrays = processes.to_devices((batch["image"], batch["label"]), mesh)

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.evals.features import unit
+from odc_jax.evals.inputs import Subject
 from odc_jax.evals.scores import recall_at
-from odc_jax.evals.subject import Subject
 from odc_jax.mesh import AXIS, REPLICATED, ROWS
+from odc_jax.passes.extract import unit
 from odc_jax.results.vectors import evenly
 
 # Whole rankings of more queries would take hours with a large index.

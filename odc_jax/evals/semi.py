@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes, progress, xla
 from odc_jax.data import augment
+from odc_jax.distributed import compiler, processes
 from odc_jax.errors import UserError
 from odc_jax.evals import probe
-from odc_jax.evals.subject import Split, Subject
+from odc_jax.evals.inputs import Split, Subject
+from odc_jax.logs import progress
 from odc_jax.models.functional import functional
 from odc_jax.models.heads import LinearHead
 from odc_jax.models.network import build_classifier
@@ -135,7 +136,7 @@ def classifier(subject, num_classes):
   init = jax.jit(
     head.init,
     out_shardings=mesh_lib.replicated(subject.mesh),
-    compiler_options=xla.options_for_once(subject.mesh),
+    compiler_options=compiler.options_for_once(subject.mesh),
   )
   head_params, _ = init(jax.random.key(config.seed))
   params = {"backbone": subject.params["backbone"], "head": head_params}

@@ -35,14 +35,14 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes
-from odc_jax.data.sources import Source
+from odc_jax.data.source import Source
 from odc_jax.data.subset import Subset
+from odc_jax.distributed import processes
 from odc_jax.errors import UserError
-from odc_jax.evals.features import reading
+from odc_jax.evals.inputs import Subject
 from odc_jax.evals.pooling import pool
 from odc_jax.evals.scores import voc_ap
-from odc_jax.evals.subject import Subject
+from odc_jax.passes.extract import reading
 
 # Runs what `delayed` has put off, and returns the results in order.
 Run = Callable[[Iterable[Any]], Any]

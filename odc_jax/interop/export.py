@@ -8,16 +8,17 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from odc_jax import checkpoint, metrics
-from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import store
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
 from odc_jax.interop import model_card, names
 from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.logs import writer
 from odc_jax.methods import METHODS
 from odc_jax.models.functional import Tree
-from odc_jax.program import assemble
+from odc_jax.training import checkpoint
+from odc_jax.training.programs import assemble
 
 # Which PyTorch's libraries look for.
 _METADATA = {"format": "pt"}
@@ -39,7 +40,7 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
     UserError: There is no run or no checkpoint that can be read, or the folder
       is not one to write to.
   """
-  config = config_lib.read(workdir)
+  config = store.read(workdir)
   _check_folder(folder)
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh):
@@ -144,5 +145,5 @@ def _numbers(workdir: pathlib.Path) -> tuple[dict[str, Any], bool]:
   if path.exists():
     return json.loads(path.read_text()), True
   if (workdir / "metrics.jsonl").exists():
-    return metrics.last_values(workdir), False
+    return writer.last_values(workdir), False
   return {}, False

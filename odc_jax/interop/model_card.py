@@ -10,9 +10,9 @@ from typing import Any
 from odc_jax.config import Config
 from odc_jax.data import loader
 from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.logs.scalars import declared
 from odc_jax.methods import METHODS
-from odc_jax.metrics import declared
-from odc_jax.models import stack
+from odc_jax.models import plain
 from odc_jax.models.network import STACKS
 
 # Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
@@ -255,11 +255,11 @@ def _with_plain_pytorch(config):
   for stage in STACKS[model.name]:
     layers = []
     for layer in stage:
-      if isinstance(layer, stack.Pool):
+      if isinstance(layer, plain.Pool):
         layers.append('"pool"')
         pooling = layer.size
       else:
-        channels = stack.scaled(layer.channels, model.width)
+        channels = plain.scaled(layer.channels, model.width)
         layers.append(f"{(channels, *layer[1:])}")
     lines.append(f"  {', '.join(layers)},")
   listed = "\n".join(lines)
@@ -525,9 +525,9 @@ def _num_features(model):
       layer
       for stage in STACKS[model.name]
       for layer in stage
-      if isinstance(layer, stack.Conv)
+      if isinstance(layer, plain.Conv)
     )
-    return stack.scaled(last.channels, model.width)
+    return plain.scaled(last.channels, model.width)
   return _channels(model)[-1] * _EXPANSIONS[model.name]
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from odc_jax import processes
 from odc_jax.config import Config
+from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.interop import names
-from odc_jax.models import stack
+from odc_jax.models import plain
 from odc_jax.models.functional import Tree
 from odc_jax.models.network import STACKS
 
@@ -501,15 +501,15 @@ def _describe_stack(shapes):
   for name, stages in STACKS.items():
     convs, place = [], 0
     for layer in (layer for stage in stages for layer in stage):
-      if isinstance(layer, stack.Conv):
+      if isinstance(layer, plain.Conv):
         convs.append((place, layer))
       # A convolution is followed by BatchNorm and ReLU.
-      place += 3 if isinstance(layer, stack.Conv) else 1
+      place += 3 if isinstance(layer, plain.Conv) else 1
     # The last: it has most channels, and no rounding of the division.
     (*_, (_, widest)), (*_, (_, channels, _)) = convs, sorted(found)
-    width = channels * stack.PUBLISHED_WIDTH // widest.channels
+    width = channels * plain.PUBLISHED_WIDTH // widest.channels
     expected = [
-      (place, stack.scaled(conv.channels, width), conv.size)
+      (place, plain.scaled(conv.channels, width), conv.size)
       for place, conv in convs
     ]
     if sorted(found) == expected:

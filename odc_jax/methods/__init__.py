@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
-from odc_jax import memory
+from odc_jax import labels
 from odc_jax.methods import (
   coke,
   deepcluster,
@@ -83,7 +83,7 @@ DEFAULTS: dict[str, Any] = {
   "recluster_due": lambda config, step: False,
   "recluster": None,
   "sampler": None,
-  "clusters": lambda state: memory.first_clustering(state.samples.assignments),
+  "clusters": lambda state: labels.first_clustering(state.samples.assignments),
   "previous_clusters": lambda state: state.samples.previous,
   "dissolved_clusters": None,
   "temperature": lambda config: 1.0,

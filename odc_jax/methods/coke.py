@@ -21,13 +21,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
+from odc_jax import labels as labels_lib
+from odc_jax import losses
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import duals as duals_lib
+from odc_jax.clustering import size_constraint as duals_lib
+from odc_jax.clustering import spherical
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 
 HEAD = "none"
 # Officially every view goes through the network on its own.
@@ -126,7 +128,7 @@ def init(config: Config, num_examples: int, key) -> CoKeState:
       f"coke.prediction_weight={coke.prediction_weight} without a predictor; "
       "set --config.model.predictor or a weight of 0"
     )
-  labels = memory.no_labels(num_examples, ks)
+  labels = labels_lib.no_labels(num_examples, ks)
   slots = ()
   if views == 1:
     if coke.num_slots < 1:
@@ -138,7 +140,7 @@ def init(config: Config, num_examples: int, key) -> CoKeState:
     slots = Slots(jnp.full(shape, _UNUSED, jnp.int32), jnp.zeros(shape))
   d = config.model.embedding_dim
   centroids = tuple(
-    memory.normalize(jax.random.normal(jax.random.fold_in(key, h), (k, d)))
+    spherical.normalize(jax.random.normal(jax.random.fold_in(key, h), (k, d)))
     for h, k in enumerate(ks)
   )
   return CoKeState(
@@ -411,7 +413,7 @@ def after_step(
     )
     # Unit length after every batch; from `stage` on only after the epoch.
     hit = (of_batch > 0)[:, None] & ~averaged
-    current.append(jnp.where(hit, memory.normalize(c), c))
+    current.append(jnp.where(hit, spherical.normalize(c), c))
     counts.append(n)
     duals.append(
       duals_lib.step(
@@ -429,7 +431,7 @@ def after_step(
     previous = tuple(
       jnp.where(
         averaged,
-        memory.normalize((1 - factor) * p + factor * memory.normalize(c)),
+        spherical.normalize((1 - factor) * p + factor * spherical.normalize(c)),
         c,
       )
       for p, c in zip(state.previous, current, strict=True)
@@ -443,8 +445,8 @@ def after_step(
   )
 
   labels = Labels(state.samples.assignments, state.samples.previous)
-  labels = memory.at_epoch_start(labels, step, steps_per_epoch)
-  labels, sizes, change = memory.relabel(
+  labels = labels_lib.at_epoch_start(labels, step, steps_per_epoch)
+  labels, sizes, change = labels_lib.relabel(
     labels, state.sizes, index, targets.clusters
   )
   slots = state.samples.slots
@@ -462,7 +464,7 @@ def after_step(
     current,
     counts,
     tuple(duals),
-  ), {"cluster/label_change": change, **memory.size_scalars(sizes)}
+  ), {"cluster/label_change": change, **labels_lib.size_scalars(sizes)}
 
 
 def _write_slots(slots: Slots, index, clusters, factor) -> Slots:
@@ -470,7 +472,7 @@ def _write_slots(slots: Slots, index, clusters, factor) -> Slots:
   n = slots.values.shape[0]
   rows = Slots(slots.clusters[index], slots.values[index])
   rows = update_slots(rows, clusters, factor)
-  target = jnp.where(memory.last_occurrence(index), index, n)
+  target = jnp.where(labels_lib.last_occurrence(index), index, n)
   return Slots(
     slots.clusters.at[target].set(rows.clusters, mode="drop"),
     slots.values.at[target].set(rows.values, mode="drop"),

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
+from odc_jax import labels, losses
 from odc_jax.clustering import pca
 from odc_jax.clustering.kmeans import kmeans
 from odc_jax.clustering.sampler import uniform_over_clusters
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 
 # The classifier has nothing to do with the clusters of another clustering.
 FRESH = ("head",)
@@ -85,7 +85,7 @@ def init(config: Config, num_examples: int, key) -> DeepClusterState:
       f"{num_clusters[1:]} is to be ()"
     )
   return DeepClusterState(
-    memory.no_labels(num_examples, num_clusters),
+    labels.no_labels(num_examples, num_clusters),
     jnp.zeros((config.num_clusters,), jnp.int32),
   )
 
@@ -235,4 +235,4 @@ def after_step(
 ):
   """Leaves the clusters as they are until the next re-clustering."""
   del config, views, targets, batch, step
-  return state, memory.size_scalars(state.sizes)
+  return state, labels.size_scalars(state.sizes)

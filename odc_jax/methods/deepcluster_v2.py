@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
+from odc_jax import labels as labels_lib
+from odc_jax import losses
 from odc_jax.clustering import spherical
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 
 # Centroids take its place. Officially they are the weights of a layer that is
@@ -95,7 +96,7 @@ def init(config: Config, num_examples: int, key) -> DeepClusterV2State:
       "the whole batches of an epoch; lower num_clusters, extra_clusters or "
       "batch_size"
     )
-  labels = memory.no_labels(num_examples, num_clusters)
+  labels = labels_lib.no_labels(num_examples, num_clusters)
   n, d = labels.previous.shape[0], config.model.embedding_dim
   return DeepClusterV2State(
     Samples(
@@ -163,7 +164,7 @@ def _cluster(bank, in_bank, key, *, num_clusters, kmeans_iters):
       spherical.spherical_kmeans(x, in_bank, start, kmeans_iters)
     )
   centroids, assignments = zip(*clusterings, strict=True)
-  sizes = memory.cluster_sizes(assignments[0], num_clusters[0])
+  sizes = labels_lib.cluster_sizes(assignments[0], num_clusters[0])
   return jnp.stack(assignments, axis=1), centroids, sizes
 
 
@@ -227,7 +228,7 @@ def after_step(
   samples = state.samples
   n, num_large, _ = samples.bank.shape
   index = batch["index"]
-  index = jnp.where(memory.last_occurrence(index), index, n)
+  index = jnp.where(labels_lib.last_occurrence(index), index, n)
   rows = jnp.stack([view.embeddings for view in views[:num_large]], axis=1)
   samples = samples._replace(
     bank=samples.bank.at[index].set(
@@ -235,5 +236,5 @@ def after_step(
     ),
     in_bank=samples.in_bank.at[index].set(True, mode="drop"),
   )
-  scalars = memory.size_scalars(state.sizes)
+  scalars = labels_lib.size_scalars(state.sizes)
   return state._replace(samples=samples), scalars

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
-from odc_jax.clustering import assign
+from odc_jax import labels, losses, memory
+from odc_jax import mesh as mesh_lib
+from odc_jax.clustering import assign, spherical
 from odc_jax.clustering.kmeans import kmeans
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.memory import CentroidMemory, SampleMemory
 
@@ -68,7 +69,7 @@ def init(config: Config, num_examples: int, key) -> ODCState:
       raise UserError(
         f"unknown odc.{name} {config.odc[name]!r}; choose {', '.join(choices)}"
       )
-  n, k = memory.padded_rows(num_examples), config.num_clusters
+  n, k = mesh_lib.padded_rows(num_examples), config.num_clusters
   d = config.model.embedding_dim
   return ODCState(
     SampleMemory(
@@ -113,7 +114,7 @@ def recluster(config: Config, state: ODCState, passes, step: int) -> ODCState:
 
   @jax.jit
   def fill(embeddings):
-    features = memory.normalize(embeddings.astype(jnp.float32))
+    features = spherical.normalize(embeddings.astype(jnp.float32))
     # What is clustered is what is kept: a bfloat16 memory needs no float32
     # copy of all rows beside it.
     features = features.astype(config.odc.memory_dtype)
@@ -197,7 +198,7 @@ def after_step(config: Config, state: ODCState, views, targets, batch, step):
   steps_per_epoch = config_lib.steps_per_epoch(config)
 
   epoch_begins = step % steps_per_epoch == 0
-  samples = memory.at_epoch_start(samples, step, steps_per_epoch)
+  samples = labels.at_epoch_start(samples, step, steps_per_epoch)
 
   # F_i <- (1 - m) F_i + m f_i, scaled to unit length, and
   # y_i <- the centroid nearest to the new F_i.
@@ -245,7 +246,7 @@ def after_step(config: Config, state: ODCState, views, targets, batch, step):
 
   return ODCState(samples, centroids, dissolved_epoch), {
     "cluster/label_change": label_change,
-    **memory.size_scalars(centroids.counts),
+    **labels.size_scalars(centroids.counts),
     "cluster/dissolved": dissolved,
     "cluster/dissolved_epoch": dissolved_epoch,
   }

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
-from odc_jax.clustering import duals as duals_lib
+from odc_jax import labels, losses
+from odc_jax.clustering import size_constraint as duals_lib
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 
 HEAD = "centers"
 # Officially every view goes through the network on its own.
@@ -85,7 +85,7 @@ def init(config: Config, num_examples: int, key) -> SeCuState:
       "set --config.data.views=2"
     )
   return SeCuState(
-    memory.no_labels(num_examples, ks),
+    labels.no_labels(num_examples, ks),
     sizes=tuple(jnp.zeros((k,), jnp.int32) for k in ks),
     centers=tuple(jnp.zeros((k, config.model.embedding_dim)) for k in ks),
     duals=tuple(jnp.zeros((k,)) for k in ks if secu.constraint == "size"),
@@ -262,15 +262,15 @@ def after_step(
   """
   del views
   secu, index = config.secu, batch["index"]
-  samples = memory.at_epoch_start(
+  samples = labels.at_epoch_start(
     state.samples, step, config_lib.steps_per_epoch(config)
   )
   old = samples.assignments[index]
-  samples, first, change = memory.relabel(
+  samples, first, change = labels.relabel(
     samples, state.sizes[0], index, targets.clusters
   )
   others = tuple(
-    memory.resize(sizes, index, old[:, h], targets.clusters[:, h])
+    labels.resize(sizes, index, old[:, h], targets.clusters[:, h])
     for h, sizes in enumerate(state.sizes[1:], start=1)
   )
   duals = tuple(
@@ -285,5 +285,5 @@ def after_step(
   )
   return SeCuState(samples, (first, *others), targets.centers, duals), {
     "cluster/label_change": change,
-    **memory.size_scalars(first),
+    **labels.size_scalars(first),
   }

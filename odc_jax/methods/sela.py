@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
+from odc_jax import labels, losses
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import assign, sinkhorn
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 
 _CHOICES = {
   "schedule": ("quadratic", "linear"),
@@ -77,7 +77,7 @@ def init(config: Config, num_examples: int, key) -> SeLaState:
       f"sela.num_solves={config.sela.num_solves}: there is one at the start "
       "and one at the end, take 2 or more"
     )
-  n = memory.padded_rows(num_examples)
+  n = mesh_lib.padded_rows(num_examples)
   index = jnp.arange(n, dtype=jnp.int32)
 
   def shuffled(head, k):
@@ -95,7 +95,7 @@ def init(config: Config, num_examples: int, key) -> SeLaState:
   first = assignments[:, 0]
   return SeLaState(
     Labels(assignments, first),
-    memory.cluster_sizes(first, ks[0]),
+    labels.cluster_sizes(first, ks[0]),
     num_iters=jnp.int32(0),
   )
 
@@ -211,7 +211,7 @@ def _with_clusters(samples, h, clusters):
   )
 
 
-_sizes = jax.jit(memory.cluster_sizes, static_argnums=1)
+_sizes = jax.jit(labels.cluster_sizes, static_argnums=1)
 
 
 def targets(config: Config, state: SeLaState, views, batch, step) -> Targets:
@@ -240,6 +240,6 @@ def after_step(config: Config, state: SeLaState, views, targets, batch, step):
   """Changes nothing: the clusters stay until the next solve."""
   del config, views, targets, batch, step
   return state, {
-    **memory.size_scalars(state.sizes),
+    **labels.size_scalars(state.sizes),
     "cluster/transport_iterations": state.num_iters,
   }

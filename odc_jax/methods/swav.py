@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from odc_jax import config as config_lib
-from odc_jax import losses, memory
+from odc_jax import labels, losses
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering.sinkhorn import sinkhorn_codes
 from odc_jax.config import Config
+from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 
 HEAD = "prototypes"
 VIEWS_TOGETHER = True
@@ -80,7 +80,7 @@ def init(config: Config, num_examples: int, key) -> SwAVState:
   if swav.queue_length:
     queue = jnp.zeros((views, swav.queue_length, d))
   return SwAVState(
-    memory.no_labels(num_examples, (k,)), jnp.zeros((k,), jnp.int32), queue
+    labels.no_labels(num_examples, (k,)), jnp.zeros((k,), jnp.int32), queue
   )
 
 
@@ -183,9 +183,9 @@ def after_step(config: Config, state: SwAVState, views, targets, batch, step):
   """
   samples, sizes, queue = state
   steps_per_epoch = config_lib.steps_per_epoch(config)
-  samples = memory.at_epoch_start(samples, step, steps_per_epoch)
+  samples = labels.at_epoch_start(samples, step, steps_per_epoch)
   clusters = jnp.argmax(targets.codes[0], axis=1).astype(jnp.int32)
-  samples, sizes, label_change = memory.relabel(
+  samples, sizes, label_change = labels.relabel(
     samples, sizes, batch["index"], clusters[:, None]
   )
   if queue is not None:
@@ -197,5 +197,5 @@ def after_step(config: Config, state: SwAVState, views, targets, batch, step):
     queue = jnp.where(begun, pushed, queue)
   return SwAVState(samples, sizes, queue), {
     "cluster/label_change": label_change,
-    **memory.size_scalars(sizes),
+    **labels.size_scalars(sizes),
   }

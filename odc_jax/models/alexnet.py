@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from odc_jax.models.stack import PUBLISHED_WIDTH, Conv, Pool, Stack
+from odc_jax.models.plain import PUBLISHED_WIDTH, Conv, Pool, Stack
 
 STAGES = (
   (Conv(96, 11, stride=4, padding=2),),

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax import errors
-from odc_jax.models import alexnet, heads, resnet, stack, vgg
+from odc_jax.models import alexnet, heads, plain, resnet, vgg
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -321,7 +321,7 @@ HEADS: dict[str, Callable[..., Any]] = {
 
 # The layers of those backbones that have but the one stem, and convolutions
 # whose maps shrink until nothing is left of a small image.
-STACKS: dict[str, stack.Stages] = {
+STACKS: dict[str, plain.Stages] = {
   "alexnet": alexnet.STAGES,
   "vgg16": vgg.STAGES,
 }
@@ -346,10 +346,10 @@ def check_image_size(
   if section.name not in STACKS:
     return
   found, made_for = (
-    stack.last_side(STACKS[section.name], size)
-    for size in (image_size, stack.PUBLISHED_SIZE)
+    plain.last_side(STACKS[section.name], size)
+    for size in (image_size, plain.PUBLISHED_SIZE)
   )
-  remedy = f"take --config.data.image_size={stack.PUBLISHED_SIZE}"
+  remedy = f"take --config.data.image_size={plain.PUBLISHED_SIZE}"
   if not found:
     raise errors.UserError(
       f"{section.name} leaves nothing of images of data.image_size={image_size}"

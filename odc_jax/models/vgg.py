@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from odc_jax.models.stack import PUBLISHED_WIDTH, Conv, Pool, Stack
+from odc_jax.models.plain import PUBLISHED_WIDTH, Conv, Pool, Stack
 
 STAGES = (
   (Conv(64, 3), Conv(64, 3)),

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from odc_jax.config import identity
+from odc_jax.config.store import identity
 from odc_jax.errors import UserError
 
 REFERENCES = pathlib.Path(__file__).parent / "references"

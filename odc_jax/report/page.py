@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from odc_jax import metrics
+from odc_jax.logs import scalars
 from odc_jax.report.contents import Contents
 from odc_jax.report.curves import Curve
 from odc_jax.report.history import History
@@ -183,7 +183,7 @@ def _numbers(summary: dict[str, int | float]) -> list[dict[str, str]]:
 def _evaluations(summary: dict[str, int | float]) -> list[tuple[str, str, str]]:
   """Returns every evaluation: scalar, value, protocol."""
   return [
-    (scalar, f"{value:.4f}", metrics.declared(scalar) or "")
+    (scalar, f"{value:.4f}", scalars.declared(scalar) or "")
     for scalar, value in sorted(summary.items())
     if scalar.startswith("eval/")
   ]

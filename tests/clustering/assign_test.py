@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import assign
+from odc_jax.plan import collectives
 
 # Four rows and three centroids, worked by hand.
 X = [[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-1.0, 0.0]]
@@ -90,6 +90,6 @@ def test_no_communication_and_bounded_temporaries():
     centroids = jax.ShapeDtypeStruct((k, d), jnp.float32)
     assign_all = jax.jit(assign.assign_all, static_argnums=(2, 3, 4))
     compiled = assign_all.lower(x, centroids, n, "l2", 64).compile()
-  assert hlo.collectives(compiled.as_text()) == []
+  assert collectives.collectives(compiled.as_text()) == []
   # A few blocks of scores; all of a device's scores would be 8 MB.
   assert compiled.memory_analysis().temp_size_in_bytes < 6 * 64 * k * 4

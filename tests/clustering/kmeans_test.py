@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import sklearn.cluster
 
-from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as kmeans_lib
 from odc_jax.clustering.kmeans import kmeans
+from odc_jax.plan import collectives
 
 
 def run(mesh, x, k, seed=0, num_examples=None, **kwargs):
@@ -356,7 +356,7 @@ def test_nothing_that_grows_with_n_moves(init):
       return lloyd.lower(x, jax.random.key(0)).compile().as_text()
 
   # With 300 clusters of 512 rows, 64 a device: "k from every device" is all.
-  few, many = (hlo.collectives(compiled(n)) for n in (512, 4096))
+  few, many = (collectives.collectives(compiled(n)) for n in (512, 4096))
   assert few == many
   assert max(size for _, _, size in many) <= 300 * 12 * 4 + 300 * 4
   # Sums: in an iteration, in the last search, after filling empty clusters.

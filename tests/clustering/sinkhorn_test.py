@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import sinkhorn
+from odc_jax.plan import collectives
 from tests.recordings import load
 
 
@@ -129,7 +129,7 @@ def test_only_sums_over_rows_move(kind):
         out_shardings=mesh_lib.rows(mesh),
       )
       lowered = codes.lower(rows, queue)
-    found = hlo.collectives(lowered.compile().as_text())
+    found = collectives.collectives(lowered.compile().as_text())
   assert found
   assert {op for op, _, _ in found} == {"all-reduce"}
   assert max(size for _, _, size in found) <= 4 * (k + 1)

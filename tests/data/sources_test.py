@@ -3,6 +3,7 @@
 import pytest
 
 from odc_jax.data import digits, folder, sources
+from odc_jax.data import source as source_lib
 from odc_jax.errors import UserError
 
 
@@ -12,7 +13,7 @@ def test_the_name_chooses_the_source(tmp_path):
   assert isinstance(chosen[0], digits.Digits)
   assert isinstance(chosen[1], folder.Folder)
   for source in chosen:
-    assert isinstance(source, sources.Source)
+    assert isinstance(source, source_lib.Source)
 
 
 @pytest.mark.parametrize(

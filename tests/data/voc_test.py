@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from odc_jax.data import loader, sources, voc
+from odc_jax.data import source as source_lib
 from odc_jax.errors import UserError
 from tests.data import pascal
 
@@ -24,7 +25,7 @@ def test_records_and_targets(root, place, split):
   targets = pascal.write(root, SIZES)[split]
   source = sources.make(f"voc:{root / place}", split)
   assert isinstance(source, voc.Voc)
-  assert isinstance(source, sources.Source)
+  assert isinstance(source, source_lib.Source)
   assert len(source) == SIZES[split]
   assert source.classes == ["bus", "cat", "dog"]
   assert source.num_classes is None

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as lloyd
 from odc_jax.evals import clustering, scores
-from odc_jax.evals.features import Features
+from odc_jax.passes.extract import Features
 from tests.evals.subjects import of_features
 
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import knn
-from odc_jax.evals.features import Features
+from odc_jax.passes.extract import Features
 from tests.evals.subjects import of_features
 
 N, CLASSES, D = 90, 4, 6

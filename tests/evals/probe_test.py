@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics
 
 from odc_jax import mesh as mesh_lib
+from odc_jax.distributed.stop import StoppedError
 from odc_jax.evals import probe
-from odc_jax.processes import StoppedError
 from tests.evals import subjects
 
 

@@ -23,8 +23,8 @@ def work(process, count, port, folder, out):
   import numpy as np
 
   from odc_jax import mesh as mesh_lib
-  from odc_jax import processes
   from odc_jax.data import sources
+  from odc_jax.distributed import processes
   from odc_jax.evals import clustering, retrieval, svm
   from tests.evals.retrieval_test import draw
   from tests.evals.svm_test import subject_of

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from odc_jax import hlo
 from odc_jax import mesh as mesh_lib
 from odc_jax.evals import retrieval
-from odc_jax.evals.features import Features
+from odc_jax.passes.extract import Features
+from odc_jax.plan import collectives
 from tests.evals.subjects import of_features
 
 
@@ -132,7 +132,7 @@ def test_the_index_stays_where_it_is():
       text = (
         search.lower(index, labels, index, wanted, wanted).compile().as_text()
       )
-      found = hlo.collectives(text)
+      found = collectives.collectives(text)
       assert found
       # A whole index would have 8 MB; these are cosines of a device, at most.
       assert max(size for _, _, size in found) <= queries * rows * 4 // 8

@@ -8,15 +8,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import odc_digits
-from odc_jax import config as config_lib
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import check as config_lib
 from odc_jax.data import sources
-from odc_jax.data.given import Given
+from odc_jax.data.in_memory import Given
 from odc_jax.data.subset import Subset
-from odc_jax.evals import features
-from odc_jax.evals.subject import Subject, splits
+from odc_jax.evals.inputs import Subject, splits
 from odc_jax.methods import METHODS
-from odc_jax.program import assemble
+from odc_jax.passes import extract as extract_lib
+from odc_jax.training.programs import assemble
 
 
 @functools.cache
@@ -45,10 +45,10 @@ def digits(mesh, num_train=256, num_test=128, **overrides) -> Subject:
     jax.device_put(_draw(tree), mesh_lib.replicated(mesh))
     for tree in (program.shapes.params, program.shapes.batch_stats)
   )
-  extract = features.extractor(program.forward, mesh)
+  extract = extract_lib.extractor(program.forward, mesh)
 
   def extract_source(source):
-    with features.reading(source, config, mesh) as batches:
+    with extract_lib.reading(source, config, mesh) as batches:
       return extract(params, batch_stats, batches, len(source))
 
   whole = sources.make("digits")

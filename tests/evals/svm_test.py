@@ -16,9 +16,9 @@ from odc_jax.data import sources
 from odc_jax.data.subset import Subset
 from odc_jax.errors import UserError
 from odc_jax.evals import svm
-from odc_jax.evals.features import Features
+from odc_jax.evals.inputs import Subject, splits
 from odc_jax.evals.scores import voc_ap
-from odc_jax.evals.subject import Subject, splits
+from odc_jax.passes.extract import Features
 from tests.data import pascal
 
 SEED = 3

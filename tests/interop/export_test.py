@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from odc_jax import UserError, checkpoint, metrics
-from odc_jax import config as config_lib
+from odc_jax import UserError
 from odc_jax import mesh as mesh_lib
+from odc_jax.config import check as config_lib
+from odc_jax.config import store
 from odc_jax.interop import export, model_card
+from odc_jax.logs import scalars
 from odc_jax.methods import METHODS
-from odc_jax.program import assemble
+from odc_jax.training import checkpoint
+from odc_jax.training.programs import assemble
 from tests.interop.networks import assert_equal, experiment, random_weights
 from tests.program import assert_refused, run
 
@@ -27,7 +30,7 @@ def begun(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("begun") / "run"
   config = experiment(name="resnet18", stem="imagenet", width=4)
   config = config_lib.resolve(config, 1797, 1)
-  config_lib.write(config, workdir, resuming=False)
+  store.write(config, workdir, resuming=False)
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):
     program = assemble(config, METHODS["odc"], mesh)
@@ -221,7 +224,7 @@ def test_the_card_says_what_numbers_in_names_mean():
   for line in card(experiment(), numbers=numbers).splitlines():
     for name, value in numbers.items():
       if name in line:
-        assert line == f"| `{name}` | {value} | {metrics.declared(name)} |"
+        assert line == f"| `{name}` | {value} | {scalars.declared(name)} |"
         numbers = {k: v for k, v in numbers.items() if k != name}
   assert not numbers
 

@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 from odc_jax import UserError
-from odc_jax import state as state_lib
 from odc_jax.interop import export
 from odc_jax.interop.torch import check, initialize, load_into, read
+from odc_jax.training import state as state_lib
 from tests.interop.networks import (
   assert_equal,
   experiment,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from odc_jax import memory
+from odc_jax import labels as labels_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax import state as state_lib
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS, Passes, deepcluster
 from odc_jax.models.network import Outputs
+from odc_jax.training import state as state_lib
 from tests.recordings import load
 
 METHOD = METHODS["deepcluster"]
@@ -41,7 +41,7 @@ def config_of(n=40, b=8, k=4, extra_clusters=(), seed=0, **changes):
 
 def state_of(clusters, k):
   sizes = np.bincount(clusters, minlength=k)
-  labels = memory.no_labels(len(clusters), (k,))
+  labels = labels_lib.no_labels(len(clusters), (k,))
   assignments = labels.assignments.at[: len(clusters), 0].set(clusters)
   return deepcluster.DeepClusterState(
     labels._replace(assignments=assignments), jnp.asarray(sizes, jnp.int32)
@@ -54,7 +54,7 @@ def test_images_are_clustered_by_their_whitened_embeddings(mesh):
   config = config_of(n, k=k)
   rng = np.random.default_rng(0)
   groups = np.arange(n) % k
-  embeddings = np.full((memory.padded_rows(n), 3), 1e6, np.float32)
+  embeddings = np.full((mesh_lib.padded_rows(n), 3), 1e6, np.float32)
   corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
   embeddings[:n, :2] = corners[groups] + 0.1 * rng.normal(size=(n, 2))
   embeddings[:n, 2] = 1000 * rng.uniform(-1, 1, size=n)

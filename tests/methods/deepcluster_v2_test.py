@@ -8,14 +8,14 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from odc_jax import memory, program
 from odc_jax import mesh as mesh_lib
-from odc_jax import state as state_lib
 from odc_jax.clustering import spherical
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS, Passes, deepcluster_v2
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
+from odc_jax.training import state as state_lib
+from odc_jax.training import step as step_lib
 from tests.recordings import load
 
 
@@ -104,7 +104,7 @@ def test_training_follows_the_official_code(
 
   def augmented():
     """The recorded pass of before the first epoch, through our network."""
-    bank = np.zeros((memory.padded_rows(n), num_large, d), np.float32)
+    bank = np.zeros((mesh_lib.padded_rows(n), num_large, d), np.float32)
     for t, crops in enumerate(trace["init_crops"]):
       large, _ = views_of(crops)
       views, _ = network.apply(
@@ -117,7 +117,7 @@ def test_training_follows_the_official_code(
     return jax.device_put(bank, mesh_lib.rows(mesh))
 
   step = jax.jit(
-    program.make_step(
+    step_lib.make_step(
       config, method, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,
@@ -243,7 +243,7 @@ def test_only_large_views_enter_the_bank_the_last_of_duplicates(mesh, dtype):
     return method.after_step(config, state, views, None, {"index": index}, 0)
 
   state, scalars = jax.jit(write)(state)
-  expected = np.zeros((memory.padded_rows(64), 1, 2))
+  expected = np.zeros((mesh_lib.padded_rows(64), 1, 2))
   expected[index] = large[:, None]
   expected[3] = large[2]
   np.testing.assert_array_equal(state.samples.bank.astype(float), expected)

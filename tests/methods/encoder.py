@@ -9,12 +9,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import optim, program
-from odc_jax import state as state_lib
 from odc_jax.methods import METHODS
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network
+from odc_jax.training import optim
+from odc_jax.training import state as state_lib
+from odc_jax.training import step as step_lib
 
 
 class Backbone(nnx.Module):
@@ -151,7 +152,7 @@ def follow(trace, config, name, start, mesh, atol):
   )
   state = jax.device_put(state, shardings)
   step = jax.jit(
-    program.make_step(
+    step_lib.make_step(
       config, method, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from odc_jax import memory
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import split
+from odc_jax.clustering import spherical, split
 from odc_jax.memory import CentroidMemory, SampleMemory
 from odc_jax.methods import odc
 from odc_jax.models.network import Outputs
@@ -40,9 +40,9 @@ def config_of(trace, **overrides):
 
 def start(trace, mesh):
   n, d, k = (int(x) for x in trace["hp"][:3])
-  rows = memory.padded_rows(n)
+  rows = mesh_lib.padded_rows(n)
   features = np.zeros((rows, d), np.float32)
-  features[:n] = memory.normalize(jnp.asarray(trace["init_feature"]))
+  features[:n] = spherical.normalize(jnp.asarray(trace["init_feature"]))
   assignments = np.full((rows,), k, np.int32)
   assignments[:n] = trace["init_label"]
   samples = jax.device_put(
@@ -149,7 +149,7 @@ def test_members_of_small_clusters_go_where_the_official_code_sends_them(
       samples, centroids, config.odc.min_cluster, jax.random.key(0)
     )
 
-  rows = memory.padded_rows(n)
+  rows = mesh_lib.padded_rows(n)
   features = np.array(start(trace, mesh).samples.features)
   for t in range(num_steps):
     features[trace["ind"][t]] = trace["bank_rows"][t]
@@ -174,7 +174,9 @@ def test_members_of_small_clusters_go_where_the_official_code_sends_them(
 def test_two_means_is_as_good_as_fifty_restarts(golden_odc_memory_small, mesh):
   trace = load(golden_odc_memory_small)
   n = int(trace["hp"][0])
-  features = np.zeros((memory.padded_rows(n), int(trace["hp"][1])), np.float32)
+  features = np.zeros(
+    (mesh_lib.padded_rows(n), int(trace["hp"][1])), np.float32
+  )
   features[:n] = trace["bank_init"]
 
   @jax.jit

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odc_jax import memory
+from odc_jax import mesh as mesh_lib
 from odc_jax.mesh import AXIS
 from tests.recordings import ragged
 
@@ -21,7 +21,7 @@ def two_means(trace, moved, num_examples):
     num_examples: N of the recording.
   """
   num_events = len(trace["ev_step"])
-  shape = (num_events, memory.padded_rows(num_examples))
+  shape = (num_events, mesh_lib.padded_rows(num_examples))
   members, leaving = np.zeros(shape, bool), np.zeros(shape, bool)
   for i in range(num_events):
     leaving[i, ragged(trace, f"ev_{moved}", i)] = True

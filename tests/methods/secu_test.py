@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from odc_jax import memory
+from odc_jax import labels
 from odc_jax.errors import UserError
 from odc_jax.methods import secu
 from odc_jax.models.network import Outputs
@@ -223,7 +223,7 @@ def test_a_second_visit_compares_with_the_clusters_of_the_first(mesh):
     state.samples.assignments[:8, 0], [3, 0, 0, 3, 1, 3, 0, 3]
   )
   np.testing.assert_array_equal(
-    state.sizes[0], memory.cluster_sizes(state.samples.assignments[:, 0], 3)
+    state.sizes[0], labels.cluster_sizes(state.samples.assignments[:, 0], 3)
   )
 
 

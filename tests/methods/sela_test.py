@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from odc_jax import hlo, memory
 from odc_jax import mesh as mesh_lib
 from odc_jax.errors import UserError
-from odc_jax.memory import Labels
+from odc_jax.labels import Labels
 from odc_jax.methods import Passes, sela
 from odc_jax.models.network import Outputs
+from odc_jax.plan import collectives
 from tests.recordings import load
 
 
@@ -53,7 +53,7 @@ def mirrored(params, embeddings):
 def passes_of(log_p, mesh):
   """Returns passes over embeddings that are twice the log-probabilities."""
   n, k = log_p.shape
-  rows = np.full((memory.padded_rows(n), 1, k), np.nan, np.float32)
+  rows = np.full((mesh_lib.padded_rows(n), 1, k), np.nan, np.float32)
   rows[:n, 0] = 2 * log_p
   rows = jax.device_put(rows, mesh_lib.rows(mesh))
   return Passes(lambda: None, lambda: rows, mirrored, jnp.float32(0.5))
@@ -181,7 +181,7 @@ def test_a_solve_moves_only_sums_over_clusters():
       shapes, embeddings, params
     )
     compiled = lowered.compile()
-  found = hlo.collectives(compiled.as_text())
+  found = collectives.collectives(compiled.as_text())
   assert found
   assert max(size for _, _, size in found) <= 4 * (k + 1)
   # On each device log P of one head, and chunks of it.

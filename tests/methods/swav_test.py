@@ -8,14 +8,16 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from odc_jax import hlo, optim, program
 from odc_jax import mesh as mesh_lib
-from odc_jax import state as state_lib
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS, swav
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
+from odc_jax.plan import collectives
+from odc_jax.training import optim
+from odc_jax.training import state as state_lib
+from odc_jax.training import step as step_lib
 from tests.recordings import load
 
 assert_close = functools.partial(np.testing.assert_allclose, atol=1e-4)
@@ -120,7 +122,7 @@ def test_training_follows_the_official_code(
     return params, outputs, found
 
   step = jax.jit(
-    program.make_step(
+    step_lib.make_step(
       config, method, network, optimizer, lambda key, images, index: images
     ),
     donate_argnums=0,
@@ -244,7 +246,7 @@ def test_nothing_but_batches_and_prototypes_moves():
       place((k, d), sharding=copies),
       jax.ShapeDtypeStruct((b,), jnp.int32, sharding=rows),
     )
-    found = hlo.collectives(lowered.compile().as_text())
+    found = collectives.collectives(lowered.compile().as_text())
   # The embeddings of a batch for the queue; nothing of n, and no scores.
   assert max(size for _, _, size in found) <= 2 * b * d * 4
 

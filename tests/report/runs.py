@@ -10,7 +10,8 @@ from PIL import Image
 from scipy.cluster import hierarchy
 
 from configs import odc_digits
-from odc_jax import config as config_lib
+from odc_jax.config import check as config_lib
+from odc_jax.config import store
 
 EPOCHS = 12
 
@@ -38,7 +39,7 @@ def write_history(
   config.batch_size = min(64, num_images)
   config = config_lib.resolve(config, num_images, 1)
   workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.write(config, workdir, resuming=False)
+  store.write(config, workdir, resuming=False)
   with (workdir / "metrics.jsonl").open("w") as file:
     for step in range(10 * EPOCHS + 1):
       epoch = step / 10

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from odc_jax import results
 from odc_jax.errors import UserError
-from odc_jax.results import vectors
+from odc_jax.results import groups as groups_lib
+from odc_jax.results import vectors, write
 
 N, K, P = 400, 4, 8
 BAD = [5, 123]
@@ -34,7 +34,7 @@ def given(tmp_path):
     "keys": [f"{i}.png" for i in range(N)],
     "labels": np.full(N, -1),
     "readable": readable,
-    "judged": results.Judged(
+    "judged": write.Judged(
       cluster,
       (cluster + (np.arange(N) % 5 == 0)) % K,
       *(np.full(N, value, np.float32) for value in (0.5, 1, 0.2, 0.9)),
@@ -51,7 +51,7 @@ def read(folder):
 
 
 def test_everything_is_there(given, tmp_path):
-  results.write(**given, num_groups=2)
+  write.write(**given, num_groups=2)
   rows, described = read(tmp_path)
   assert len(rows["index"]) == N - 2
   assert np.array(rows["index"])[rows["is_outlier"]].tolist() == [77]
@@ -79,14 +79,14 @@ def test_everything_is_there(given, tmp_path):
 def test_twice_is_the_same_and_other_groups_change_nothing_else(
   given, tmp_path
 ):
-  results.write(**given)
+  write.write(**given)
   first = read(tmp_path)
-  results.write(**given)
+  write.write(**given)
   assert read(tmp_path) == first
   assert "group" not in first[0]
-  results.regroup(tmp_path, 3)
+  groups_lib.regroup(tmp_path, 3)
   rows, described = read(tmp_path)
-  groups = results.groups_of(tmp_path, None)
+  groups = groups_lib.groups_of(tmp_path, None)
   assert rows.pop("group") == groups[rows["cluster"]].tolist()
   assert len(set(groups)) == 3
   assert rows == first[0]
@@ -94,11 +94,11 @@ def test_twice_is_the_same_and_other_groups_change_nothing_else(
 
 
 def test_clusters_that_lag_behind_the_network_are_told(given, tmp_path):
-  results.write(**given)
+  write.write(**given)
   assert "lag behind" not in read(tmp_path)[1]["advice"]
   judged = given["judged"]
   given["judged"] = judged._replace(nearest=(judged.cluster + 1) % K)
-  results.write(**given)
+  write.write(**given)
   advice = read(tmp_path)[1]["advice"]
   assert "Only 0% of the images" in advice
   assert "Train longer" in advice
@@ -108,9 +108,9 @@ def test_clusters_that_lag_behind_the_network_are_told(given, tmp_path):
 def test_too_many_images_or_clusters_leave_out_what_compares_them(
   given, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(results, "MOST_COMPARED", N - 1)
-  monkeypatch.setattr(results.tree, "MOST_CLUSTERS", K - 1)
-  results.write(**given)
+  monkeypatch.setattr(write, "MOST_COMPARED", N - 1)
+  monkeypatch.setattr(write.tree, "MOST_CLUSTERS", K - 1)
+  write.write(**given)
   rows, described = read(tmp_path)
   assert set(rows) == {
     "index",
@@ -126,12 +126,12 @@ def test_too_many_images_or_clusters_leave_out_what_compares_them(
   assert described["cuts"] == []
   assert described["outlier_threshold"] is None
   with pytest.raises(UserError, match="too many"):
-    results.regroup(tmp_path, 2)
+    groups_lib.regroup(tmp_path, 2)
 
 
 @pytest.mark.parametrize("num_groups", [0, -1, K + 1])
 def test_impossible_groups_are_refused(given, tmp_path, num_groups):
   with pytest.raises(UserError, match=f"num_groups={num_groups} is not"):
-    results.check_num_groups(num_groups, K)
+    groups_lib.check_num_groups(num_groups, K)
   with pytest.raises(UserError, match="finish the run"):
-    results.regroup(tmp_path, 2)
+    groups_lib.regroup(tmp_path, 2)

@@ -1,0 +1,141 @@
+"""Checks a config against the data, and keeps it in the work directory."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from odc_jax.config import Config
+from odc_jax.errors import UserError
+
+# Whole numbers and the least that makes sense.
+_LEAST = {
+  "batch_size": 1,
+  "num_epochs": 0,
+  "log_every": 1,
+  "checkpoint_every_epochs": 1,
+  "keep_checkpoints": 1,
+  "data.image_size": 1,
+  "data.num_threads": 0,
+  "data.num_workers": 0,
+  "data.prefetch": 1,
+  "data.views": 1,
+  "data.small_views": 0,
+  "data.small_size": 1,
+  "eval.every_epochs": 1,
+  "eval.batch_size": 1,
+  "eval.knn_k": 1,
+  "eval.linear_epochs": 1,
+  "eval.stages_epochs": 1,
+  "eval.probe_batch_size": 1,
+  "eval.semi_epochs": 1,
+  "model.width": 1,
+}
+_ON_NAN = ("stop", "rollback")
+_PAIRS = (
+  "data.crop_scale",
+  "data.small_crop_scale",
+  "data.crop_ratio",
+  "augment.blur_sigma",
+)
+
+
+def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
+  """Returns a copy that also holds `num_examples`.
+
+  Args:
+    config: An experiment, as the files in `configs/` give it.
+    num_examples: Images in the training set.
+    num_devices: Devices in the mesh.
+
+  Raises:
+    UserError: If the sizes do not go together.
+  """
+  source, batch_size = config.data.source, config.batch_size
+  check_values(config)
+  if config.on_nan not in _ON_NAN:
+    raise UserError(
+      f"unknown on_nan {config.on_nan!r}; choose {' or '.join(_ON_NAN)}"
+    )
+  if num_examples < 2:
+    raise UserError(
+      f"{source} has one image only; clustering needs two or more"
+    )
+  first, *others = clusterings(config)
+  if not 1 < first <= num_examples:
+    raise UserError(
+      f"num_clusters={first} is not between 2 and the {num_examples} images "
+      f"of {source}; choose another with "
+      f"--config.num_clusters={max(2, min(10, num_examples // 4))}"
+    )
+  for k in others:
+    if not 1 < k <= num_examples:
+      raise UserError(
+        f"extra_clusters has {k}, not between 2 and the {num_examples} images "
+        f"of {source}; choose others with --config.extra_clusters=(a,b,...)"
+      )
+  if not 0 < batch_size <= num_examples:
+    raise UserError(
+      f"batch_size={batch_size} is not between 1 and the {num_examples} "
+      f"images of {source}; choose another with --config.batch_size"
+    )
+  if batch_size % num_devices:
+    raise UserError(
+      f"batch_size={batch_size} cannot be split over {num_devices} devices; "
+      f"take a multiple of {num_devices} with --config.batch_size"
+    )
+  group_size = config.model.get("group_size", 0)
+  if group_size and batch_size % group_size:
+    raise UserError(
+      f"model.group_size={group_size} does not divide batch_size={batch_size}; "
+      "0 makes one group of the batch"
+    )
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    config.num_examples = num_examples
+  return config
+
+
+def clusterings(config: Config) -> tuple[int, ...]:
+  """Returns k of every clustering: the one handed over, then the others."""
+  return config.num_clusters, *config.get("extra_clusters", ())
+
+
+def steps_per_epoch(config: Config) -> int:
+  """Returns the whole batches in the data set."""
+  return config.num_examples // config.batch_size
+
+
+def check_values(config: Config) -> None:
+  """Raises a UserError where a number makes no sense, whatever the data."""
+  for name, least in _LEAST.items():
+    value = _value(config, name)
+    if value is not None and value < least:
+      raise UserError(f"{name}={value} is less than {least}: --config.{name}")
+  for name in _PAIRS:
+    value = _value(config, name)
+    if value is None:
+      continue
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+      raise UserError(
+        f"{name}={value} is no pair of a least and a greatest value above 0; "
+        f"set both: --config.{name}=(a,b)"
+      )
+
+
+def choose(choices: dict[str, Any], name: str, what: str) -> Any:
+  """Returns `choices[name]`.
+
+  Raises:
+    UserError: If there is no such name; says which there are.
+  """
+  if name not in choices:
+    raise UserError(f"unknown {what} {name!r}; choose {', '.join(choices)}")
+  return choices[name]
+
+
+def _value(config: Config, name: str) -> Any:
+  """Returns what stands there, or None: not every method has every key."""
+  *sections, key = name.split(".")
+  for part in sections:
+    config = config[part]
+  return config.get(key)

@@ -1,0 +1,110 @@
+"""Keeps a config in the work directory, and recognises its run by it."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from odc_jax.config import Config
+from odc_jax.errors import UserError
+from odc_jax.files import write_json
+
+# What may change when a run goes on: it says how the work is done, and has no
+# part in what comes out.
+_MAY_CHANGE = frozenset(
+  {
+    "config.data.num_threads",
+    "config.data.num_workers",
+    "config.data.prefetch",
+    "config.data.max_bad_fraction",
+    "config.keep_checkpoints",
+    "config.on_nan",
+  }
+)
+
+
+def read(workdir: pathlib.Path) -> Config:
+  """Returns the config that a run was started with, sizes filled in.
+
+  Args:
+    workdir: The work directory.
+
+  Raises:
+    UserError: It holds none, or a damaged one.
+  """
+  path = workdir / "config.json"
+  try:
+    return ConfigDict(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{workdir} holds no run: config.json is missing; train first, with the "
+      "same command without --mode"
+    ) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged: {error}; put it back") from error
+
+
+def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
+  """Writes `config.json`.
+
+  Args:
+    config: A resolved experiment.
+    workdir: The work directory; made if it is not there.
+    resuming: Whether it holds a run that is to go on.
+
+  Raises:
+    UserError: If that run had another config.
+  """
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())
+  if resuming:
+    try:
+      old = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{workdir} holds a run whose config.json is missing or damaged; put "
+        "it back, or choose another --workdir"
+      ) from error
+    old, now = identity(old), identity(new)
+    differing = [
+      f"{name} was {old.get(name)!r}, is {now.get(name)!r}"
+      for name in sorted({*old, *now})
+      # What is evaluated has no part in what is trained.
+      if old.get(name) != now.get(name) and not name.startswith("config.eval.")
+    ]
+    if differing:
+      raise UserError(
+        f"{workdir} holds a run of another config: {'; '.join(differing)}. "
+        "Choose another --workdir, or go back to that config"
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  # Whole or not at all: a run killed here can be started again.
+  write_json(path, new, indent=2)
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns what makes a run this run: the keys that may not change.
+
+  Args:
+    config: As `config.json` holds it.
+
+  Returns:
+    Dotted name -> value. Where a folder lies is left out: that it is the same
+    one, the names of its images show.
+  """
+  flat = _flat(config)
+  source = flat.get("config.data.source", "")
+  if source.startswith("folder:"):
+    flat["config.data.source"] = "folder:"
+  return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}
+
+
+def _flat(node: Any, name: str = "config") -> dict[str, Any]:
+  """Returns dotted name -> value."""
+  if not isinstance(node, dict):
+    return {name: node}
+  flat = {}
+  for key, child in node.items():
+    flat |= _flat(child, f"{name}.{key}")
+  return flat

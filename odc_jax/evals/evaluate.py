@@ -1,0 +1,280 @@
+"""Tries a network on labelled images, during a run or after it."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config, auto, store
+from odc_jax.config import check as config_lib
+from odc_jax.data import folder, source, sources
+from odc_jax.distributed import processes
+from odc_jax.errors import UserError
+from odc_jax.evals import EVALS
+from odc_jax.evals.evaluation import Evaluation, evaluators_of
+from odc_jax.files import write_json
+from odc_jax.interop import torch as interop
+from odc_jax.logs import progress, writer
+from odc_jax.methods import METHODS
+from odc_jax.training import checkpoint
+from odc_jax.training.programs import Program, assemble
+
+
+def run(
+  workdir: pathlib.Path, config: Config | None, names: Iterable[str] | None
+) -> dict[str, float]:
+  """Evaluates the last checkpoint of a run, or a network from elsewhere.
+
+  Args:
+    workdir: The work directory. Without a checkpoint in it, the network is
+      that of the config's `model.weights`.
+    config: What says which data (`data`) and how (`eval`); None: the run's own
+      config does. The network is the run's in any case.
+    names: Of the evaluators; None: those of the config.
+
+  Returns:
+    Name -> value, which are also in `evaluation.json` and `summary.json`.
+
+  Raises:
+    UserError: For whatever the user can mend.
+  """
+  mesh = mesh_lib.make_mesh()
+  with jax.set_mesh(mesh):
+    return _run(workdir, config, names, mesh)
+
+
+class _Task(NamedTuple):
+  """What is to be evaluated, on which images.
+
+  Attributes:
+    config: Whose `data` and `eval` say how.
+    of_run: The config of the run; None for a network from elsewhere.
+    train: The training set.
+    test: The test set, if there is one.
+  """
+
+  config: Config
+  of_run: Config | None
+  train: source.Source
+  test: source.Source | None
+
+
+def _run(workdir, given, names, mesh):
+  task = _task(workdir, given, names, mesh.size)
+  config, train, test = task.config, task.train, task.test
+  processes.check_equal(
+    {
+      **store.identity(json.loads(config.to_json())),
+      "images": len(train),
+      f"a checkpoint in {workdir}:": task.of_run is not None,
+    }
+  )
+  method = config_lib.choose(METHODS, config.method, "method")
+  program = assemble(config, method, mesh)
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  bad_path = workdir / "evaluation.bad_images.txt"
+  if processes.is_first():
+    bad_path.unlink(missing_ok=True)
+  processes.gather(None)  # until it is gone
+  evaluation = Evaluation(config, program, mesh, train, test, bad_path)
+  if not evaluation.has_labels():
+    raise UserError(
+      f"{config.data.source} has no labels to evaluate with; give a data set "
+      "that has, such as --config.data.source=folder:PATH with a folder a class"
+    )
+  step, params, batch_stats, clusters = _network(workdir, task, method, program)
+
+  total = len(train) + len(test or ())
+  with progress.bar(
+    "reading the images", total, processes.is_first()
+  ) as advance:
+    found = evaluation.train_features(params, batch_stats, advance)
+    subject = evaluation.subject(
+      params,
+      batch_stats,
+      found,
+      clusters,
+      lambda done: advance(len(train) + done),
+    )
+
+  about = {"step": step, **_protocol(config)}
+  # In the summary stands what was found as the run itself would find it.
+  about["of_run"] = clusters is not None and (
+    _protocol(config) == _protocol(task.of_run)
+  )
+
+  def keep(name, scores):
+    if scores and processes.is_first():
+      _write(workdir, about, scores)
+    elif not scores:
+      lacking = "labels to compare with"
+      if name == "clustering" and clusters is None:
+        lacking = "clusters of these images"
+      processes.say(f"{name}: no {lacking}; left out")
+
+  scores = evaluation.scores(subject, keep)
+  if not scores:
+    raise UserError(
+      f"{', '.join(config.eval.evaluators)}: nothing to compare with in "
+      f"{config.data.source}; choose other evaluators with --evals"
+    )
+  for bad in (evaluation.bad_train, evaluation.bad_test):
+    if len(bad):
+      processes.say(f"{bad}, named in {bad_path}")
+  return scores
+
+
+def _task(workdir, given: Config | None, names, num_devices) -> _Task:
+  """Puts together what was asked for."""
+  evaluators_of(names or ())  # a mistake shows before anything is opened
+  if checkpoint.any_in(workdir):
+    of_run = store.read(workdir)
+  elif given is None:
+    raise UserError(
+      f"{workdir} holds no checkpoint; train first, or give --config and the "
+      "weights of a network as --config.model.weights"
+    )
+  else:
+    of_run = None
+  asked: Config = of_run if given is None else given
+  train = sources.make(asked.data.source, asked.data.split)
+  test = None
+  if asked.eval.split:
+    test = sources.make(asked.data.source, asked.eval.split, train)
+  if of_run is None:
+    config = _without_run(asked, len(train), num_devices)
+  else:
+    config = _on_other_data(of_run, asked)
+  if names is not None:
+    with config.unlocked():
+      config.eval.evaluators = tuple(names)
+  if not config.eval.evaluators:
+    raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
+  config_lib.check_values(config)
+  return _Task(config, of_run, train, test)
+
+
+def _network(workdir, task: _Task, method, program: Program):
+  """Returns step, weights, and the clusters of the task's images, if any."""
+  if task.of_run is None:
+    state = program.init()
+    params, batch_stats = interop.initialize(
+      task.config, state.params, state.batch_stats, program.shardings
+    )
+    return 0, params, batch_stats, None
+  step, params, batch_stats, method_state = checkpoint.restore_parts(
+    workdir,
+    program.shapes,
+    program.shardings,
+    ("step", "params", "batch_stats", "method"),
+  )
+  processes.say(f"evaluating {workdir} at step {int(step)}")
+  clusters = None
+  if _has_images_of(task.of_run, workdir, task.train, task.config):
+    clusters = processes.to_host(method.clusters(method_state))
+    clusters = clusters[: len(task.train)]
+  return int(step), params, batch_stats, clusters
+
+
+def _on_other_data(of_run: Config, given: Config) -> Config:
+  """Returns the config of a run with another's data and evaluators."""
+  theirs, ours = (
+    {"method": config.method}
+    | {f"model.{name}": value for name, value in config.model.items()}
+    for config in (of_run, given)
+  )
+  theirs["model.weights"] = given.model.weights  # where it began is no matter
+  differing = [
+    f"{name}={ours.get(name)} is not the run's, {theirs.get(name)}"
+    for name in sorted({*theirs, *ours})
+    if theirs.get(name) != ours.get(name)
+  ]
+  if differing:
+    raise UserError(
+      f"{'; '.join(differing)}: give the run's own config, or none at all"
+    )
+  config: Config = ConfigDict(of_run).copy_and_resolve_references()
+  with config.unlocked():
+    config.data, config.eval = given.data, given.eval
+  return config
+
+
+def _without_run(given: Config, num_examples, num_devices) -> Config:
+  """Returns a config for a network that was not trained here."""
+  if not given.model.weights:
+    raise UserError(
+      "no checkpoint in the work directory, and no weights: train first, or "
+      "give --config.model.weights=FILE"
+    )
+  config, _ = auto.fill(given, num_examples, num_devices)
+  with config.unlocked():
+    # What is for training alone need not fit the data.
+    config.num_clusters = min(config.num_clusters, num_examples)
+    if "extra_clusters" in config:
+      config.extra_clusters = ()
+    config.batch_size = num_devices
+    if "group_size" in config.model:
+      config.model.group_size = 0
+  return config_lib.resolve(config, num_examples, num_devices)
+
+
+def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
+  """Returns whether the training set is the one that a run has clusters of.
+
+  Raises:
+    UserError: It is where that was, but its images are others.
+  """
+  same_place = all(
+    config.data[key] == of_run.data[key] for key in ("source", "split")
+  )
+  path = workdir / "images.txt"
+  if train.keys is None or not path.exists():
+    return same_place and len(train) == of_run.num_examples
+  try:
+    folder.check_list(path, train.keys)
+  except UserError:
+    if same_place:
+      raise
+    return False
+  return True
+
+
+def _protocol(config: Config) -> dict[str, Any]:
+  """Returns what the names of the numbers do not say of how they came about."""
+  return {
+    "source": config.data.source,
+    "split": config.data.split,
+    "test_split": config.eval.split,
+    "image_size": config.data.image_size,
+    "eval_resize": config.data.eval_resize,
+    "knn_k": config.eval.knn_k,
+    "knn_temperature": config.eval.knn_temperature,
+    "weights": config.model.weights,
+  }
+
+
+def _write(workdir, about, scores):
+  """Adds numbers to those of the same checkpoint, images and protocol."""
+  path = workdir / writer.EVALUATION
+  known = []
+  with contextlib.suppress(OSError, ValueError):
+    known = json.loads(path.read_text())
+  entry = {**about, "scores": {}}
+  kept = []
+  for other in known:
+    if {**other, "scores": {}} == entry:
+      entry = other
+    elif other["step"] == about["step"]:
+      kept.append(other)
+  entry["scores"].update(scores)
+  write_json(path, [*kept, entry], indent=2)
+  # Of a run that goes on, the end of it writes the summary.
+  path = workdir / "summary.json"
+  if path.exists():
+    write_json(path, writer.last_values(workdir), indent=2)

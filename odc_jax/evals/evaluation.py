@@ -1,0 +1,187 @@
+"""An experiment's data sets, a network's passes over them, and the scores."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.config import check as config_lib
+from odc_jax.data import source as source_lib
+from odc_jax.data.bad_images import BadImages
+from odc_jax.distributed import processes
+from odc_jax.errors import UserError
+from odc_jax.evals import EVALS
+from odc_jax.evals.inputs import Subject, splits
+from odc_jax.passes import extract
+from odc_jax.passes.extract import Features
+from odc_jax.training.programs import Program
+
+
+class Evaluation:
+  """An experiment's data sets, and a network's passes over them.
+
+  Attributes:
+    bad_train: The images of the training set that cannot be read.
+    bad_test: Those of the test set.
+    check: Called once a batch; see `Subject`.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    program: Program,
+    mesh: Mesh,
+    train: source_lib.Source,
+    test: source_lib.Source | None,
+    bad_path: pathlib.Path,
+    check: Callable[[], None] = lambda: None,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      config: A resolved experiment.
+      program: Its compiled side.
+      mesh: The devices.
+      train: The training set.
+      test: The test set, if there is one.
+      bad_path: The file that names images which cannot be read.
+      check: Called once a batch; see `Subject`.
+
+    Raises:
+      UserError: An evaluator or a `data.on_error` that there is not.
+    """
+    self._config, self._program, self._mesh = config, program, mesh
+    self._train, self._test, self.check = train, test, check
+    self._evaluators = evaluators_of(config.eval.evaluators)
+    self._extract = extract.extractor(program.forward, mesh)
+    self.bad_train, self.bad_test = (
+      BadImages(bad_path, name, size, config.data, processes.is_first())
+      for name, size in (("train", len(train)), ("eval", len(test or ())))
+    )
+
+  def has_labels(self) -> bool:
+    """Returns whether there is anything to evaluate against."""
+    labelled = self._train.num_classes or hasattr(self._train, "targets")
+    return bool(labelled and self._evaluators)
+
+  def train_features(
+    self,
+    params: Any,
+    batch_stats: Any,
+    advance: Callable[[int], None] = lambda done: None,
+  ) -> Features:
+    """Returns what a network makes of the training set.
+
+    Args:
+      params: The network's.
+      batch_stats: Likewise.
+      advance: Is told how many images have been read.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: Too many images cannot be read.
+    """
+    network = params, batch_stats
+    return self._pass(network, self._train, self.bad_train, advance)
+
+  def subject(
+    self,
+    params: Any,
+    batch_stats: Any,
+    train_features: Features,
+    clusters: Int[np.ndarray, "n"] | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+  ) -> Subject:
+    """Returns what evaluators are given, after a pass over the test set.
+
+    Args:
+      params: The network's.
+      batch_stats: Likewise.
+      train_features: As `train_features` returns them for this network.
+      clusters: The run's own, of every image of the training set.
+      advance: Is told how many images of the test set have been read.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: Too many images cannot be read.
+    """
+    test_features = None
+    if self._test is not None:
+      network = params, batch_stats
+      test_features = self._pass(network, self._test, self.bad_test, advance)
+    train, test = splits(self._train, train_features, self._test, test_features)
+    return Subject(
+      self._config,
+      self._mesh,
+      params,
+      batch_stats,
+      self._program.forward,
+      self._program.maps,
+      train,
+      test,
+      clusters,
+      self.check,
+    )
+
+  def scores(
+    self,
+    subject: Subject,
+    after_each: Callable[[str, dict[str, float]], None] = lambda *found: None,
+  ) -> dict[str, float]:
+    """Returns what the config's evaluators find.
+
+    Args:
+      subject: What they are given.
+      after_each: Is told the name of every evaluator, and what it has found.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: As the evaluators.
+    """
+    scores = {}
+    for name, evaluate in self._evaluators.items():
+      found = dict(evaluate(subject))
+      after_each(name, found)
+      scores |= found
+    return scores
+
+  def _pass(self, network: tuple[Any, Any], source, bad, advance):
+    """Returns the features of a data set."""
+
+    def readable(batches):
+      for batch in batches:
+        self.check()
+        advance(int(batch["index"][0]))
+        bad.add(batch.pop("bad"))
+        yield batch
+
+    with extract.reading(source, self._config, self._mesh) as batches:
+      found = self._extract(*network, readable(batches), len(source))
+    bad.exchange(processes.gather)
+    if not _all_finite(found.features):
+      raise UserError(
+        "the network's features are not finite: it has diverged, or its "
+        "weights are damaged; go back to an earlier checkpoint or file"
+      )
+    return found
+
+
+@jax.jit
+def _all_finite(features):
+  return mesh_lib.replicate(jnp.all(jnp.isfinite(features)))
+
+
+def evaluators_of(names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+  """Returns the functions that are named.
+
+  Raises:
+    UserError: There is no such evaluator.
+  """
+  return {name: config_lib.choose(EVALS, name, "evaluator") for name in names}

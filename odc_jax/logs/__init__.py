@@ -1,0 +1,1 @@
+"""Scalars: declared, written, watched for signs of collapse."""

@@ -1,0 +1,91 @@
+"""The registry of scalars: every name that is logged, and what it means."""
+
+import re
+
+# Every scalar that a run can log; # stands for any number. Names are a
+# contract: scripts read them. "labels" in a name means ground truth; the
+# pseudo-labels are "clusters".
+SCALARS = {
+  "train/loss": "the loss that is minimised",
+  "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/center_loss": "the part of the loss that the centres learn from",
+  "train/embedding_std": "spread of the batch's embeddings over the sphere: 0 "
+  "where all are the same, at most 1",
+  "train/learning_rate": "of the backbone",
+  "train/bad_images": "training images met so far that cannot be read",
+  "cluster/label_change": "batch images whose cluster changed",
+  "cluster/nmi_previous": "NMI (arithmetic) of the clusters with those of "
+  "an epoch ago",
+  "cluster/empty": "clusters without an image",
+  "cluster/min_size": "images in the smallest cluster",
+  "cluster/max_size": "images in the largest cluster",
+  "cluster/entropy": "of the cluster sizes, in nats; at most ln K",
+  "cluster/dissolved": "small clusters dissolved in this step",
+  "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
+  "cluster/transport_iterations": "Sinkhorn-Knopp iterations of the last solve",
+  "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
+  "neighbours and eval.knn_temperature",
+  "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "
+  "neighbours and the published temperature of 0.07",
+  "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
+  "eval/nmi_geometric_labels": "NMI (geometric) of the clusters with the "
+  "labels",
+  "eval/ami_labels": "adjusted mutual information of the clusters with the "
+  "labels",
+  "eval/ari_labels": "adjusted Rand index of the clusters with the labels",
+  "eval/purity_labels": "images that have their cluster's majority label",
+  "eval/acc_labels": "images whose label is the one matched to their cluster, "
+  "one to one; only where there are as many clusters as labels",
+  "eval/kmeans_acc_labels": "accuracy, one to one, of k-means on the features, "
+  "with as many clusters as labels",
+  "eval/kmeans_nmi_labels": "NMI (arithmetic) of k-means on the features "
+  "with the labels",
+  "eval/kmeans_nmi_geometric_labels": "NMI (geometric) of k-means on the "
+  "features with the labels",
+  "eval/kmeans_ami_labels": "adjusted mutual information of k-means on the "
+  "features with the labels",
+  "eval/kmeans_ari_labels": "adjusted Rand index of k-means on the features "
+  "with the labels",
+  "eval/retrieval_recall_at#": "test images that have one of their label among "
+  "the # most similar training images",
+  "eval/retrieval_map": "mean average precision over all training images, "
+  "ranked by similarity to a test image",
+  "eval/retrieval_map_#q": "mean average precision over all training images, "
+  "ranked by similarity to one of # test images",
+  "eval/linear_top1_lbfgs": "logistic regression on the pooled features",
+  "eval/linear_top5_lbfgs": "logistic regression on the pooled features, top-5",
+  "eval/linear_top1_sgd#": "linear layer on the pooled features, # epochs of "
+  "SGD, the last of them",
+  "eval/linear_top5_sgd#": "linear layer on the pooled features, # epochs of "
+  "SGD, the last of them, top-5",
+  "eval/linear_top1_sgd#_best": "linear layer on the pooled features, # epochs "
+  "of SGD, the best of them on the test set",
+  "eval/linear_top5_sgd#_best": "linear layer on the pooled features, # epochs "
+  "of SGD, the best of them on the test set, top-5",
+  "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to at most "
+  "9,216 numbers, # epochs of SGD",
+  "eval/linear_top5_stage#_sgd#": "linear layer on stage #, pooled to at most "
+  "9,216 numbers, # epochs of SGD, top-5",
+  "eval/semi_#pct_top1_best_of_#": "all weights fine-tuned with # % of the "
+  "labels, the best on the test set of # settings",
+  "eval/semi_#pct_top5_best_of_#": "all weights fine-tuned with # % of the "
+  "labels, the best on the test set of # settings, top-5",
+  "eval/svm_map_cv3": "linear SVMs on the last stage, mean average precision, "
+  "costs chosen by cross-validation",
+  "eval/low_shot_map_k#_best_c": "linear SVMs from # images of a class, mean "
+  "average precision, the best cost on the test set",
+  "speed/images_per_second": "since the last log line",
+  "speed/step_ms": "milliseconds per step, since the last log line",
+  "speed/data_wait": "fraction of the time in which the devices had nothing to "
+  "do because the next batch was not there",
+}
+
+
+def declared(name: str) -> str | None:
+  """Returns what a scalar's name means, or None where it is not declared."""
+  for pattern, text in SCALARS.items():
+    if found := re.fullmatch(pattern.replace("#", r"(\d+)"), name):
+      for number in found.groups():
+        text = text.replace("#", number, 1)
+      return text
+  return None

@@ -1,0 +1,428 @@
+"""What a run will need, before it is launched: python run.py --mode=plan
+
+Compiles what the run would compile, for the devices at hand or for a TPU slice
+that is not there, and reads memory, traffic and work off the result. Nothing
+is computed.
+"""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config, auto
+from odc_jax.config import check as config_lib
+from odc_jax.data import loader, sources
+from odc_jax.errors import UserError
+from odc_jax.evals import knn
+from odc_jax.methods import METHODS, Passes
+from odc_jax.passes import extract
+from odc_jax.plan import collectives as collectives_lib
+from odc_jax.plan import tpu_slices
+from odc_jax.plan.chips import device_limits
+from odc_jax.plan.table import (
+  _grouped,
+  _num_bytes,
+  _print_bytes,
+  _print_collectives,
+  _print_phases,
+  _tree_bytes,
+)
+from odc_jax.training.programs import Program, assemble
+
+# Two steps are under way, and the next batch is on its way.
+_BATCHES_ON_DEVICE = 3
+# Estimates: a photograph of 12 megapixels while it is decoded, the path and
+# the object of an image's name, and what `evals.scores.nmi` takes for two
+# clusterings with 10,000 clusters each (measured: 88 bytes an image).
+_DECODED_BYTES = 36_000_000
+_NAME_BYTES = 90
+_NMI_BYTES = 88
+
+
+class Usage(NamedTuple):
+  """What a compiled program takes, per device; bytes but for the last three.
+
+  Attributes:
+    arguments: What it is called with.
+    in_place: Of those, what its results are written over.
+    results: What it returns, `in_place` included.
+    temporaries: What it holds besides.
+    code: The program itself.
+    flops: Operations; those in a loop count once.
+    seconds: XLA's own estimate, NaN where it has none.
+    collectives: (op, shape, bytes), as `hlo.collectives` gives them.
+  """
+
+  arguments: int
+  in_place: int
+  results: int
+  temporaries: int
+  code: int
+  flops: float
+  seconds: float
+  collectives: list[tuple[str, str, int]]
+
+  @property
+  def added(self) -> int:
+    """What running it adds to what is there already."""
+    return self.results - self.in_place + self.temporaries + self.code
+
+
+class TooLargeError(Exception):
+  """The compiler found that a program does not fit the device."""
+
+
+def run(
+  config: Config,
+  *,
+  topology_name: str = "",
+  num_examples: int = 0,
+  images_per_second: float = 0.0,
+) -> dict[str, Any]:
+  """Prints what a run needs: a table, then the same as one line of JSON.
+
+  A run that does not fit is told so; it is not an error, a plan was asked for.
+
+  Args:
+    config: A complete experiment, as the files in `configs/` give it.
+    topology_name: A TPU slice, such as "v5e:16x16"; "" for the devices here.
+    num_examples: Images in the training set; 0 to open it and count.
+    images_per_second: Measured elsewhere; 0 if it is not known.
+
+  Returns:
+    What the JSON holds.
+
+  Raises:
+    UserError: For whatever the user can mend.
+  """
+  if num_examples < 0 or images_per_second < 0:
+    raise UserError("--num_examples and --images_per_second are at least 0")
+  devices = tpu_slices.devices(topology_name) if topology_name else None
+  mesh = mesh_lib.make_mesh(devices=devices)
+  if not num_examples:
+    num_examples = len(sources.make(config.data.source, config.data.split))
+  method = config_lib.choose(METHODS, config.method, "method")
+  config, reasons = auto.fill(config, num_examples, mesh.size)
+  config = config_lib.resolve(config, num_examples, mesh.size)
+  with jax.set_mesh(mesh):
+    program = assemble(config, method, mesh)
+    result = _plan(config, method, program, mesh, reasons, images_per_second)
+  print(json.dumps({"topology": topology_name, **result}))
+  return result
+
+
+def lowered(
+  config: Config, method: Any, program: Program, mesh: Mesh
+) -> dict[str, Callable[[], Any]]:
+  """Returns the programs of a run: name -> () -> what can be compiled.
+
+  To be called inside `jax.set_mesh(mesh)`, whose devices need not exist.
+  """
+  state = program.shapes
+  rows, whole = mesh_lib.rows(mesh), mesh_lib.replicated(mesh)
+  params, batch_stats = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    (state.params, state.batch_stats),
+  )
+  batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
+  size = config.data.image_size
+  images = jax.ShapeDtypeStruct(
+    (batch_size, size, size, 3), jnp.uint8, sharding=rows
+  )
+  index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
+  outputs = program.outputs
+  buffers = jax.tree.map(
+    lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=rows),
+    _extracted(config, outputs),
+  )
+
+  embeddings = buffers[1]
+  large, *_ = program.batch["image"]
+  augmented = jax.ShapeDtypeStruct(
+    (embeddings.shape[0], large.shape[1], embeddings.shape[1]),
+    embeddings.dtype,
+    sharding=rows,
+  )
+  asked = set()
+
+  def recluster(params, method_state, embeddings, augmented):
+    def passed(name, rows):
+      asked.add(name)
+      return rows
+
+    passes = Passes(
+      lambda: passed("embeddings", embeddings),
+      lambda: passed("augmented", augmented),
+      program.head,
+      params,
+    )
+    return method.recluster(config, method_state, passes, 0)
+
+  programs = {
+    "extraction": lambda: extract.writer(program.forward, mesh).lower(
+      buffers, params, batch_stats, images, index, index
+    ),
+    "step": lambda: program.step.lower(state, program.batch),
+  }
+  if method.recluster is not None:
+    arguments = params, _placed(state.method, program.shardings.method)
+    arguments = *arguments, embeddings, augmented
+    jax.eval_shape(recluster, *arguments)
+    programs["clustering"] = lambda: jax.jit(recluster).lower(*arguments)
+  if "augmented" in asked:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = program.batch | {"image": (large,)}
+    programs["augmented pass"] = lambda: program.observe.lower(
+      augmented,
+      params,
+      batch_stats,
+      key,
+      _placed(batch, jax.tree.map(lambda _: rows, batch)),
+    )
+  return programs
+
+
+def _placed(shapes, shardings):
+  """Returns shapes that say where they lie."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def measure(lower: Callable[[], Any]) -> Usage:
+  """Compiles a program and returns what it takes.
+
+  Raises:
+    TooLargeError: It does not fit the device; with the compiler's words.
+  """
+  try:
+    compiled = lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    raise TooLargeError(line) from error
+  sizes_ = compiled.memory_analysis()
+  costs = compiled.cost_analysis() or {}
+  return Usage(
+    arguments=sizes_.argument_size_in_bytes,
+    in_place=sizes_.alias_size_in_bytes,
+    results=sizes_.output_size_in_bytes,
+    temporaries=sizes_.temp_size_in_bytes,
+    code=sizes_.generated_code_size_in_bytes,
+    flops=costs.get("flops", 0.0),
+    seconds=costs.get("optimal_seconds", math.nan),
+    collectives=collectives_lib.collectives(compiled.as_text()),
+  )
+
+
+def host_bytes(
+  config: Config, state_bytes: int, num_processes: int
+) -> dict[str, int]:
+  """Returns estimates of the memory of one process: part -> bytes.
+
+  Args:
+    config: A resolved experiment.
+    state_bytes: Of the parts of the state on this process's devices, each
+      part once: what it writes of a checkpoint.
+    num_processes: That share every batch.
+  """
+  data, n = config.data, config.num_examples
+  image = 3 * data.image_size**2
+  views = sum(3 * c.views * c.size**2 for c in loader.crops(data))
+  threads = max(1, data.num_threads) * max(1, data.num_workers)
+  held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
+  eval_batches = max(2, data.num_threads)
+  return {
+    "training batches": held * config.batch_size // num_processes * views,
+    "evaluation batches": (
+      eval_batches * config.eval.batch_size // num_processes * image
+    ),
+    "images being decoded": 2 * threads * _DECODED_BYTES,
+    "names of the images": n * _NAME_BYTES,
+    "clusters, twice": 2 * 4 * n,
+    "comparing them": _NMI_BYTES * n,
+    "a checkpoint": state_bytes,
+  }
+
+
+def _plan(config, method, program, mesh, reasons, images_per_second):
+  devices = list(mesh.devices.flat)
+  num_processes = len({device.process_index for device in devices})
+  limit, limit_source, peak = device_limits(devices[0])
+  steps_per_epoch = loader.steps_per_epoch(
+    config.num_examples, config.batch_size
+  )
+  num_steps = int(config.num_epochs * steps_per_epoch)
+  print(
+    f"{config.num_examples:,} images, {config.num_clusters:,} clusters, "
+    f"batch {config.batch_size:,}\n"
+    f"{len(devices)} x {devices[0].device_kind}, {num_processes} "
+    f"process{'es' if num_processes > 1 else ''}\n"
+    f"{steps_per_epoch:,} steps an epoch, {config.num_epochs:,} epochs, "
+    f"{num_steps:,} steps"
+  )
+  print(*reasons, sep="\n", end="\n" if reasons else "")
+
+  parts = _parts(program, mesh)
+  _print_bytes("Bytes per device", parts)
+  state_bytes = sum(parts.values()) - parts["batches"]
+
+  usages, too_large = {}, {}
+  for name, lower in lowered(config, method, program, mesh).items():
+    begin = time.perf_counter()
+    try:
+      usages[name] = measure(lower)
+    except TooLargeError as error:
+      too_large[name] = str(error)
+    print(f"compiled: {name}, {time.perf_counter() - begin:.0f} s", flush=True)
+  phases = _phases(config, program, usages, parts, state_bytes, mesh)
+  fits = _print_phases(phases, usages, too_large, limit, limit_source)
+
+  sharded = parts["sample memory"] * len(devices) // num_processes
+  host = host_bytes(
+    config, state_bytes - parts["sample memory"] + sharded, num_processes
+  )
+  _print_bytes("Bytes per process on the host, estimated", host)
+
+  for name, usage in usages.items():
+    _print_collectives(name, usage.collectives)
+
+  result = {
+    "device": devices[0].device_kind,
+    "devices": len(devices),
+    "processes": num_processes,
+    "num_examples": config.num_examples,
+    "num_clusters": config.num_clusters,
+    "batch_size": config.batch_size,
+    "steps_per_epoch": steps_per_epoch,
+    "steps": num_steps,
+    "limit": limit,
+    "fits": fits,
+    "too_large": too_large,
+    "parts": parts,
+    "phases": phases,
+    "host": host,
+    "programs": {
+      name: {**usage._asdict(), "collectives": _grouped(usage.collectives)}
+      for name, usage in usages.items()
+    },
+    **_times(config, usages.get("step"), num_steps, peak, images_per_second),
+  }
+  for program_ in result["programs"].values():
+    program_.pop("seconds")  # only where it is sane, and then it stands above
+  return result
+
+
+def _parts(program, mesh):
+  """Returns what of a training state and its batches lies on each device."""
+  shapes, where = program.shapes, program.shardings
+  samples, rest = 0, 0
+  for leaf, sharding in zip(
+    jax.tree.leaves(shapes.method), jax.tree.leaves(where.method), strict=True
+  ):
+    if sharding.spec == mesh_lib.REPLICATED:
+      rest += _num_bytes(leaf, sharding)
+    else:
+      samples += _num_bytes(leaf, sharding)
+  batch = sum(
+    _num_bytes(leaf, mesh_lib.rows(mesh))
+    for leaf in jax.tree.leaves(program.batch)
+  )
+  return {
+    "parameters": _tree_bytes(shapes.params, where.params),
+    "optimizer": _tree_bytes(shapes.opt_state, where.opt_state),
+    "batch statistics": _tree_bytes(shapes.batch_stats, where.batch_stats),
+    "sample memory": samples,
+    "centroid memory": rest,
+    "batches": _BATCHES_ON_DEVICE * batch,
+  }
+
+
+def _phases(config, program, usages, parts, state_bytes, mesh):
+  """Returns what each phase of a run takes per device, by part."""
+  rows = mesh_lib.padded_rows(config.num_examples) // mesh.size
+  outputs = program.outputs
+  features_bytes = 4 * rows * outputs.features.shape[1]
+  extracted = sum(
+    part.size * part.dtype.itemsize // mesh.size
+    for part in _extracted(config, outputs)
+  )
+
+  def added(name):
+    return usages[name].added if name in usages else 0
+
+  phases = {
+    "training": {
+      "state": state_bytes,
+      "batches": parts["batches"],
+      "step": added("step"),
+    },
+    "extraction": {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "network": added("extraction"),
+    },
+  }
+  if "clustering" in usages:
+    # What an augmented pass keeps of an image is no more than what a pass for
+    # the evaluation does, unless there are several views.
+    phases["clustering"] = {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "clustering": added("clustering"),
+    }
+  if "knn" in config.eval.evaluators:
+    phases["kNN, estimated"] = {
+      "state": state_bytes,
+      "features of all images": extracted,
+      "their unit vectors": features_bytes,
+      "similarities, twice": 2 * 4 * knn.CHUNK * rows,
+    }
+  return phases
+
+
+def _extracted(config, outputs):
+  """Returns the shapes of what an extraction keeps of all images."""
+  return jax.eval_shape(
+    functools.partial(
+      extract.empty, outputs, mesh_lib.padded_rows(config.num_examples)
+    )
+  )
+
+
+def _times(config, step, num_steps, peak, images_per_second):
+  """Prints and returns what is known of the time."""
+  found = {}
+  if step is not None:
+    found["step_flops_per_device"] = step.flops
+    line = f"\n{step.flops:.3g} FLOPs a step and device"
+    if peak:
+      least = step.flops / peak
+      found["least_step_ms"] = 1e3 * least
+      line += f": {1e3 * least:.1f} ms at the chip's peak"
+      # XLA's estimate is for its own choices between programs; it may be
+      # negative, or less than the arithmetic alone takes.
+      if step.seconds >= least:
+        found["xla_step_ms"] = 1e3 * step.seconds
+        line += f"; XLA expects {1e3 * step.seconds:.1f} ms"
+      else:
+        line += "; XLA's own estimate makes no sense here"
+    print(line)
+  if images_per_second:
+    hours = num_steps * config.batch_size / images_per_second / 3600
+    found["hours"] = hours
+    print(f"{hours:,.1f} hours at {images_per_second:,.0f} images/s")
+  return found

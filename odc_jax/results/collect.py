@@ -1,0 +1,167 @@
+"""From the last state of a run to the files that its user takes away.
+
+The devices judge every image (`Program.judge`); what follows is the first
+process's work alone, in `results`.
+"""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from odc_jax import memory
+from odc_jax import mesh as mesh_lib
+from odc_jax.clustering import pca, spherical
+from odc_jax.distributed import processes
+from odc_jax.files import whole
+from odc_jax.memory import SampleMemory
+from odc_jax.passes.extract import Features
+from odc_jax.results import vectors, write
+from odc_jax.training.programs import Program
+from odc_jax.training.state import TrainState
+
+# Images that are judged at a time: with 10,000 clusters their scores take
+# 40 MB on every device. The rows of a memory are a multiple of it.
+_CHUNK = mesh_lib.ROW_MULTIPLE
+
+# The first of them hold nearly all of a trained backbone's variance, and a
+# million images are compared in 128 dimensions where 2,048 would not fit.
+_NUM_COMPONENTS = 128
+# Half of a whitening: what is novel shows in directions in which the training
+# images vary little, what is alike in those in which they vary much.
+_EIGEN_POWER = -0.25
+
+
+def hand_over(
+  workdir: pathlib.Path,
+  program: Program,
+  mesh: Mesh,
+  state: TrainState,
+  found: Features,
+  *,
+  num_clusters: int,
+  clusters: np.ndarray,
+  keys: Sequence[str],
+  bad: set[int],
+  num_groups: int | None,
+) -> None:
+  """Writes what a user takes away; `results` lists the files.
+
+  All processes have to call; the first one writes.
+
+  Args:
+    workdir: The work directory.
+    program: What computed `found`.
+    mesh: All devices.
+    state: The network.
+    found: What it makes of the n training images.
+    num_clusters: k.
+    clusters: Of the training images, [n]; k where one has none, which gets the
+      nearest.
+    keys: Their names.
+    bad: Those that could not be read.
+    num_groups: How many groups to merge the clusters into, or None.
+
+  Raises:
+    UserError: There cannot be so many groups.
+  """
+  n = len(clusters)
+  readable = np.ones(n, bool)
+  readable[list(bad)] = False
+  # An unreadable image has a neighbour's features, and is padding here.
+  own = np.full(mesh_lib.padded_rows(n), num_clusters, np.int32)
+  own[:n] = np.where(readable, clusters, num_clusters)
+  own_rows = jax.device_put(own, mesh_lib.rows(mesh))
+  asked = np.minimum(own, num_clusters - 1)
+  asked[:n][clusters == num_clusters] = -1
+  centroids = _centroids(found.embeddings, own_rows, num_clusters)
+  components = pca.fit(
+    found.features, own_rows < num_clusters, _NUM_COMPONENTS, _EIGEN_POWER
+  )
+
+  def chunks():
+    """Yields a chunk's place, its judgement, and what is known of it."""
+    for start in range(0, n, _CHUNK):
+      features, embeddings, signatures = _rows(
+        (found.features, found.embeddings, found.signatures), start
+      )
+      judged = program.judge(
+        state.params, centroids, embeddings, asked[start : start + _CHUNK]
+      )
+      count = min(_CHUNK, n - start)
+      yield (
+        slice(start, start + count),
+        *jax.tree.map(
+          lambda array, count=count: processes.to_host(array)[:count],
+          (judged, features, embeddings, signatures),
+        ),
+      )
+
+  if not processes.is_first():
+    for _ in chunks():  # the devices need all of us
+      pass
+    return
+
+  judgements, looks = [], []
+  with (
+    _rows_file(
+      workdir / "embeddings.npy", (n, found.embeddings.shape[1])
+    ) as all_embeddings,
+    _rows_file(
+      workdir / "features.npy", (n, len(components.components))
+    ) as all_features,
+  ):
+    for where, judged, features, embeddings, signatures in chunks():
+      judgements.append(judged)
+      looks.append(signatures)
+      there = readable[where, None]
+      all_embeddings[where] = np.where(there, vectors.unit(embeddings), 0)
+      reduced = vectors.unit(components.project(features))
+      all_features[where] = np.where(there, reduced, 0)
+  nearest, *rest = (
+    np.concatenate(parts) for parts in zip(*judgements, strict=True)
+  )
+  clusters = np.where(clusters == num_clusters, nearest, clusters)
+  write.write(
+    workdir,
+    keys=keys,
+    labels=found.labels,
+    readable=readable,
+    judged=write.Judged(clusters, nearest, *rest),
+    centroids=np.asarray(centroids),
+    components=components._asdict(),
+    signatures=np.concatenate(looks),
+    num_groups=num_groups,
+  )
+
+
+@contextlib.contextmanager
+def _rows_file(path: pathlib.Path, shape: tuple[int, int]) -> Iterator:
+  """Yields a float16 array of zeros that is a file, there whole or not."""
+  with whole(path) as partial:
+    # Not in memory: a million rows of 256 values are half a gigabyte.
+    rows = np.lib.format.open_memmap(partial, "w+", np.float16, shape=shape)
+    yield rows
+    rows.flush()
+    del rows
+
+
+@jax.jit
+def _rows(arrays, start):
+  """Returns a chunk of rows of each, whole on every device."""
+  # By index: for a slice the partitioner would gather all rows first.
+  index = start + jnp.arange(_CHUNK)
+  return mesh_lib.replicate(jax.tree.map(lambda array: array[index], arrays))
+
+
+@functools.partial(jax.jit, static_argnames="num_clusters")
+def _centroids(embeddings, clusters, num_clusters):
+  """Returns the means of the clusters' unit embeddings, [k, d]."""
+  unit = spherical.normalize(embeddings)
+  samples = SampleMemory(unit, clusters, clusters)
+  return memory.recompute(samples, num_clusters).centroids

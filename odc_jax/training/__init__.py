@@ -1,0 +1,1 @@
+"""The only loop, the jitted step, and what surrounds them."""

@@ -1,0 +1,204 @@
+"""What is compiled for a run: its state, and the functions that change it.
+
+The loop runs it; a plan compiles it for devices that are not
+there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.config import check as config_lib
+from odc_jax.data import augment, loader
+from odc_jax.distributed import compiler
+from odc_jax.errors import UserError
+from odc_jax.models.functional import Functional, functional
+from odc_jax.models.network import build, check_image_size
+from odc_jax.training import optim
+from odc_jax.training import state as state_lib
+from odc_jax.training.judge import Judgement, make_judge
+from odc_jax.training.state import TrainState
+from odc_jax.training.step import make_step
+
+
+class Program(NamedTuple):
+  """The compiled side of an experiment on a mesh.
+
+  Attributes:
+    init: () -> TrainState, jitted; every leaf where it belongs.
+    step: (state, batch) -> (state, scalars, finite), jitted; see `make_step`.
+      The state is donated.
+    forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
+      evaluation mode, to be jitted.
+    maps: Likewise -> the backbone's five feature maps, [b, h', w', c].
+    head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering, to
+      be jitted.
+    observe: See `make_observe`, jitted. The buffer is donated.
+    renew: (state, step) -> state, jitted: the method's `FRESH` parts of the
+      network, and what the optimizer knows of them, start anew.
+    judge: See `make_judge`, jitted.
+    shapes: The state as `jax.eval_shape` gives it.
+    shardings: Where every leaf of the state lies.
+    outputs: The shapes of what `forward` makes of one image.
+    batch: The shapes of a global batch that `step` takes.
+  """
+
+  init: Callable[[], TrainState]
+  step: Callable[..., tuple[TrainState, dict[str, Any], dict[str, Any]]]
+  forward: Callable[..., Any]
+  maps: Callable[..., list[Array]]
+  head: Callable[..., tuple[Array, ...]]
+  observe: Callable[..., tuple[Any, Array]]
+  renew: Callable[[TrainState, Any], TrainState]
+  judge: Callable[..., "Judgement"]
+  shapes: TrainState
+  shardings: TrainState
+  outputs: Any
+  batch: dict[str, Any]
+
+
+def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
+  """Puts an experiment together; nothing is computed yet.
+
+  Args:
+    config: A resolved experiment (`config.resolve`).
+    method: One of `METHODS`.
+    mesh: The devices, of which only the description need exist.
+
+  Raises:
+    UserError: If the devices cannot share the rows of the memories evenly, or
+      if there are too many of them to be numbered; or if the images are not of
+      a size for the network.
+  """
+  check_image_size(config.model, config.data.image_size)
+  network = functional(
+    lambda rngs: build(
+      config.model,
+      config_lib.clusterings(config),
+      rngs,
+      in_channels=2 if config.augment.sobel else 3,
+      head=method.HEAD,
+      views_together=method.VIEWS_TOGETHER,
+    )
+  )
+  steps_per_epoch = config_lib.steps_per_epoch(config)
+  optimizer = optim.make(config.optimizer, steps_per_epoch)
+  init = state_lib.init_function(
+    config, method, network, optimizer, config.num_examples
+  )
+  shapes = jax.eval_shape(init)
+  shardings = state_lib.shardings(shapes, mesh)
+  _check_rows(shapes, shardings, mesh.size)
+
+  def augmentation(key, images, index):
+    return augment.augment_views(config.augment, key, images, index)
+
+  def forward(params, batch_stats, images):
+    images = augment.normalize(config.augment, images)
+    return network.apply(params, batch_stats, images, None, train=False)[0]
+
+  def maps(params, batch_stats, images):
+    images = augment.normalize(config.augment, images)
+    return network.apply_part("backbone", params, batch_stats, images)
+
+  def head(params, embeddings):
+    # A head keeps no statistics, and these are not computed.
+    statistics = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.batch_stats
+    )
+    return network.apply_part("head", params, statistics, embeddings)
+
+  step = jax.jit(
+    make_step(config, method, network, optimizer, augmentation),
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.rows(mesh)),
+    out_shardings=(shardings, None, None),
+    compiler_options=compiler.compiler_options(mesh),
+  )
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  batch = {
+    "image": tuple(
+      jax.ShapeDtypeStruct(
+        (config.batch_size, crop.views, crop.size, crop.size, 3), jnp.uint8
+      )
+      for crop in loader.crops(config.data)
+    ),
+    "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+  }
+  return Program(
+    jax.jit(init, out_shardings=shardings),
+    step,
+    forward,
+    maps,
+    head,
+    jax.jit(
+      make_observe(method, network, augmentation),
+      donate_argnums=0,
+      out_shardings=(mesh_lib.rows(mesh), mesh_lib.replicated(mesh)),
+      compiler_options=compiler.compiler_options(mesh),
+    ),
+    jax.jit(
+      state_lib.renewal(network, optimizer, method.FRESH),
+      donate_argnums=0,
+      out_shardings=shardings,
+    ),
+    jax.jit(
+      make_judge(config, method, head),
+      out_shardings=mesh_lib.replicated(mesh),
+    ),
+    shapes,
+    shardings,
+    jax.eval_shape(forward, shapes.params, shapes.batch_stats, image),
+    batch,
+  )
+
+
+def make_observe(method: Any, network: Functional, augmentation: Any):
+  """Returns `observe(embeddings, params, batch_stats, key, batch)`.
+
+  It writes what the network in training mode makes of a batch's views into
+  rows of `embeddings`, [n, v, d], and returns them with the running statistics
+  of BatchNorm, which move on.
+
+  Args:
+    method: One of `METHODS`.
+    network: The model as pure functions.
+    augmentation: As for `make_step`.
+  """
+
+  def observe(embeddings, params, batch_stats, key, batch):
+    augment_key, network_key = jax.random.split(key)
+    images = augmentation(augment_key, batch["image"], batch["index"])
+    views, batch_stats = network.apply(
+      method.prepare(params), batch_stats, images, network_key, train=True
+    )
+    rows = jnp.stack([view.embeddings for view in views], axis=1)
+    return embeddings.at[batch["index"]].set(rows), batch_stats
+
+  return observe
+
+
+def _check_rows(shapes, shardings, num_devices):
+  for shape, sharding in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True
+  ):
+    rows = shape.shape[0] if shape.shape else 0
+    if sharding.spec != mesh_lib.ROWS:
+      continue
+    if rows > jnp.iinfo(jnp.int32).max:
+      raise UserError(
+        f"a memory of {rows:,} rows is more than int32 can number; take fewer "
+        "than 2,147,482,624 images"
+      )
+    if rows % num_devices:
+      raise UserError(
+        f"{num_devices} devices cannot share a memory of {rows:,} rows "
+        "evenly; take a number of devices that divides 1,024"
+      )

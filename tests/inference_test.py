@@ -1,0 +1,316 @@
+"""A finished run in use: from Python, and with --mode=assign."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import odc_jax
+from odc_jax import inference
+from odc_jax.results import table
+from tests.program import assert_refused, run
+
+NUM_IMAGES, NUM_CLUSTERS = 300, 8
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """A folder of digits, enlarged so that a file holds what is decoded."""
+  folder = tmp_path_factory.mktemp("images")
+  digits = load_digits()
+  for i in range(NUM_IMAGES):
+    pixels = np.round(digits.images[i] * 255 / 16).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(environment, images, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  status, _, err = run(
+    environment,
+    workdir,
+    "--config=configs/odc_digits.py:quick",
+    f"--config.data.source=folder:{images}",
+    f"--config.num_clusters={NUM_CLUSTERS}",
+    "--config.num_epochs=20",
+    "--config.model.width=8",
+    "--config.batch_size=50",
+    "--num_groups=3",
+  )
+  assert status == 0, err
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def loaded(workdir):
+  return odc_jax.load(workdir)
+
+
+def columns(path):
+  return pq.read_table(path).to_pydict()
+
+
+def test_the_files_agree_with_each_other(workdir, loaded):
+  rows = loaded.clusters().to_pydict()
+  assert rows["index"] == list(range(NUM_IMAGES))
+  embeddings = np.load(workdir / "embeddings.npy").astype(np.float32)
+  features = np.load(workdir / "features.npy").astype(np.float32)
+  centroids = np.load(workdir / "centroids.npy")
+  clusters = np.array(rows["cluster"])
+  means = np.stack(
+    [embeddings[clusters == i].mean(axis=0) for i in range(NUM_CLUSTERS)]
+  )
+  np.testing.assert_allclose(centroids, means, atol=2e-3)
+  unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+  cosines = embeddings @ unit.T
+  own = cosines[np.arange(NUM_IMAGES), clusters]
+  np.testing.assert_allclose(rows["similarity"], own, atol=3e-3)
+  cosines[np.arange(NUM_IMAGES), clusters] = -2
+  np.testing.assert_allclose(
+    rows["margin"], own - cosines.max(axis=1), atol=5e-3
+  )
+  assert (np.array(rows["second_cluster"]) != clusters).all()
+  likeness = features @ features.T
+  np.fill_diagonal(likeness, -2)
+  nearest = np.sort(likeness, axis=1)[:, :-11:-1]
+  np.testing.assert_allclose(
+    [row["distances"] for row in rows["neighbors"]], 1 - nearest, atol=3e-3
+  )
+  np.testing.assert_allclose(
+    rows["outlier_score"], (1 - nearest.mean(axis=1)) / 2, atol=3e-3
+  )
+
+
+def test_groups_join_whole_clusters(workdir, loaded):
+  rows = loaded.clusters().to_pydict()
+  groups = loaded.groups(3)
+  assert rows["group"] == groups[rows["cluster"]].tolist()
+  counts = np.bincount(rows["group"])
+  assert len(counts) == 3
+  assert counts.tolist() == sorted(counts, reverse=True)
+  described = json.loads((workdir / "clusters.json").read_text())
+  assert described["num_groups"] == 3
+  with pytest.raises(odc_jax.UserError, match="num_groups=9"):
+    loaded.groups(NUM_CLUSTERS + 1)
+
+
+def test_the_training_images_get_the_clusters_that_the_table_holds(
+  workdir, images, loaded
+):
+  rows = loaded.clusters().to_pydict()
+  found = loaded.assign(images).to_pydict()
+  assert set(found) == set(inference.ASSIGNED)
+  assert found["key"] == rows["key"]
+  same = np.array(found["cluster"]) == np.array(rows["cluster"])
+  described = json.loads((workdir / "clusters.json").read_text())
+  # The table says how many: by the network of the end, in another batch.
+  assert np.mean(same) == pytest.approx(described["agreement"], abs=0.01)
+  assert np.mean(same) > 0.6
+  for name in ("similarity", "margin", "confidence"):
+    np.testing.assert_allclose(
+      np.array(found[name])[same], np.array(rows[name])[same], atol=3e-3
+    )
+  groups = loaded.groups(3)
+  assert found["group"] == groups[found["cluster"]].tolist()
+  # Each finds itself, and then what the table calls its neighbours.
+  assert [keys[0] for keys in found["nearest"]] == rows["key"]
+  assert not any(
+    found["is_novel"][i] for i in np.argsort(rows["similarity"])[-9:]
+  )
+
+
+def test_an_image_is_the_same_however_it_is_given(images, loaded):
+  paths = sorted(images.iterdir())[:5]
+  arrays = [np.asarray(Image.open(path)) for path in paths]
+  opened = [Image.open(path) for path in paths]
+  whole = loaded.embed(images)
+  assert whole.shape == (NUM_IMAGES, 256)
+  np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, rtol=1e-5)
+  for given in (paths, map(str, paths), arrays, opened):
+    np.testing.assert_allclose(loaded.embed(given), whole[:5], atol=1e-5)
+  features = loaded.features(arrays)
+  assert features.shape == (5, 64)
+  assert loaded.assign(paths)["key"].to_pylist() == list(map(str, paths))
+
+
+def test_what_is_unlike_the_training_images_is_told(
+  workdir, images, loaded, tmp_path
+):
+  scores = loaded.clusters()["outlier_score"].to_numpy()
+  described = json.loads((workdir / "clusters.json").read_text())
+  threshold = described["novelty_threshold"]
+  assert threshold == pytest.approx(np.quantile(scores, 0.99), rel=1e-5)
+  seen = [np.asarray(Image.open(path)) for path in sorted(images.iterdir())]
+  assert np.mean(loaded.assign(seen)["is_novel"].to_numpy()) < 0.01
+  # What counts as unlike is for the table to say, not for the network of a
+  # minute: half of the negatives lie above their own median.
+  negatives = [255 - image for image in seen]
+  scores = loaded.assign(negatives)["outlier_score"].to_numpy()
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  described["novelty_threshold"] = float(np.median(scores))
+  (copy / "clusters.json").write_text(json.dumps(described))
+  found = odc_jax.load(copy).assign(negatives)["is_novel"].to_pylist()
+  assert found == (scores > np.median(scores)).tolist()
+  assert 100 < sum(found) < 200
+
+
+def test_broken_images_have_no_row_and_their_embedding_is_zero(
+  images, loaded, tmp_path
+):
+  good = (images / "007.png").read_bytes()
+  (tmp_path / "b.png").write_bytes(good[:60])
+  (tmp_path / "a.png").write_bytes(good)
+  (tmp_path / "c.png").write_bytes(b"")
+  with pytest.warns(UserWarning, match=r"2 images cannot be read.*'b.png'"):
+    assert loaded.assign(tmp_path)["key"].to_pylist() == ["a.png"]
+  with pytest.warns(UserWarning, match="2 images cannot be read"):
+    embeddings = loaded.embed(tmp_path)
+  np.testing.assert_allclose(embeddings[0], loaded.embed([good])[0], atol=1e-5)
+  np.testing.assert_array_equal(embeddings[1:], 0)
+
+
+# The command.
+
+
+def assign(environment, workdir, *flags):
+  return run(environment, workdir, "--mode=assign", *flags)
+
+
+def test_the_command_writes_what_python_returns(
+  environment, workdir, images, loaded, tmp_path
+):
+  folder = shutil.copytree(images, tmp_path / "new")
+  (folder / "broken.png").write_bytes(b"no image")
+  output = tmp_path / "out.parquet"
+  status, out, err = assign(
+    environment, workdir, f"--images={folder}", f"--output={output}"
+  )
+  assert status == 0, err
+  assert f"{NUM_IMAGES} images assigned" in out
+  assert "1 could not be read" in out
+  bad = (tmp_path / "out.parquet.bad_images.txt").read_text()
+  assert bad.startswith(f"{NUM_IMAGES}\tbroken.png\t")
+  written, returned = columns(output), loaded.assign(images).to_pydict()
+  assert written["cluster"] == returned["cluster"]
+  assert written["nearest"] == returned["nearest"]
+
+
+@pytest.mark.slow
+def test_mistakes_are_named(environment, workdir, images, tmp_path):
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  for flags, words in (
+    ([], ["--images"]),
+    ([f"--images={empty}"], ["no images"]),
+    ([f"--images={images}", "--num_groups=99"], ["--num_groups=99", "8"]),
+    ([f"--images={images}", "--output=/no/such/x"], ["/no/such", "--output"]),
+    ([f"--images={images}", f"--output={empty}"], ["folder", "--output"]),
+    (
+      [f"--images={images}", f"--output={workdir / 'clusters.parquet'}"],
+      ["a file of the run", "--output"],
+    ),
+    ([f"--images={images / '000.png'}"], ["is a file", "--images"]),
+  ):
+    assert_refused(assign(environment, workdir, *flags), *words)
+  assert_refused(
+    assign(environment, tmp_path / "none", f"--images={images}"),
+    "no finished run",
+    "config.json",
+  )
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_uses_the_one_before(
+  environment, workdir, images, tmp_path
+):
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  steps = sorted((copy / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  for path in steps[-1].rglob("d/*"):
+    path.write_bytes(path.read_bytes()[::-1])
+  assert odc_jax.load(copy).embed(images).shape == (NUM_IMAGES, 256)
+  assert steps[-1].exists()  # nothing is thrown away
+  for step in steps[:-1]:
+    shutil.rmtree(step)
+  with pytest.raises(odc_jax.UserError, match="has changed"):
+    odc_jax.load(copy).embed(images)
+
+
+@pytest.mark.parametrize(
+  "name", ["clusters.json", "centroids.npy", "features.npy", "components.npz"]
+)
+def test_a_damaged_file_is_named(workdir, images, tmp_path, name):
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  data = (copy / name).read_bytes()
+  (copy / name).write_bytes(data[: len(data) // 2])
+  with pytest.raises(odc_jax.UserError, match=f"{name} is missing or damaged"):
+    odc_jax.load(copy).assign([images / "000.png"])
+
+
+def test_without_comparisons_there_are_clusters_all_the_same(
+  workdir, images, tmp_path
+):
+  """As of a run of more images than are compared with each other."""
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  described = json.loads((copy / "clusters.json").read_text())
+  described |= {"outlier_threshold": None, "novelty_threshold": None}
+  (copy / "clusters.json").write_text(json.dumps(described))
+  found = odc_jax.load(copy).assign([images / "000.png"])
+  assert found.num_rows == 1
+  assert not {"outlier_score", "is_novel", "nearest"} & set(found.column_names)
+
+
+def test_every_column_is_explained(workdir):
+  names = pq.read_schema(workdir / "clusters.parquet").names
+  assert [n for n in table.COLUMNS if n not in names] == ["label"]
+
+
+@pytest.mark.slow
+def test_a_run_without_training_takes_over_the_network_of_another(
+  environment, workdir, images, loaded, tmp_path
+):
+  """Out with --mode=export, in as model.weights, then used like any run."""
+  network, other = tmp_path / "network", tmp_path / "run"
+  status, _, err = run(
+    environment, workdir, "--mode=export", f"--output={network}"
+  )
+  assert status == 0, err
+  status, out, err = run(
+    environment,
+    other,
+    "--config=configs/odc_digits.py:quick",
+    f"--config.data.source=folder:{images}",
+    f"--config.model.weights={network}",
+    "--config.num_clusters=5",
+    "--config.num_epochs=0",
+    "--config.model.width=8",
+    "--config.batch_size=50",
+  )
+  assert status == 0, err
+  assert f"weights of backbone and neck from {network}" in out
+  taken_over = odc_jax.load(other)
+  some = sorted(images.iterdir())[:40]
+  for name in ("features", "embed"):
+    np.testing.assert_allclose(
+      getattr(taken_over, name)(some), getattr(loaded, name)(some), atol=1e-5
+    )
+  # Nothing has moved since the first clustering.
+  described = json.loads((other / "clusters.json").read_text())
+  assert described["agreement"] > 0.95
+  status, _, err = assign(environment, other, f"--images={images}")
+  assert status == 0, err
+  assert columns(other / "assigned.parquet")["key"] == [
+    path.name for path in sorted(images.iterdir())
+  ]
+  for flags in (["--mode=report"], ["--mode=report", "--num_groups=2"]):
+    status, _, err = run(environment, other, *flags)
+    assert status == 0, err
+  # And out again.
+  again = tmp_path / "again"
+  status, _, err = run(environment, other, "--mode=export", f"--output={again}")
+  assert status == 0, err
+  card = " ".join((again / "README.md").read_text().split())
+  assert "has the weights of `network`, not trained further" in card

@@ -1,0 +1,188 @@
+"""The optimiser and its schedules against PyTorch's recurrence, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from odc_jax.errors import UserError
+from odc_jax.training import optim
+
+
+def section(**overrides):
+  config = ConfigDict(
+    {
+      "learning_rate": 0.5,
+      "momentum": 0.9,
+      "head_momentum": 0.0,
+      "weight_decay": 0.1,
+      "schedule": "step",
+      "warmup_epochs": 0.0,
+      "decay_epochs": (),
+      "decay_rate": 0.1,
+      "num_epochs": 10,
+    }
+  )
+  config.update(overrides)
+  return config
+
+
+def rates(config, steps, steps_per_epoch=10):
+  schedule = optim.schedule(config, steps_per_epoch)
+  return [float(schedule(step)) for step in steps]
+
+
+def test_step_schedule_falls_with_the_first_step_of_an_epoch():
+  config = section(decay_epochs=(2, 5), decay_rate=0.4)
+  found = rates(config, [0, 19, 20, 49, 50, 99])
+  np.testing.assert_allclose(found, [0.5, 0.5, 0.2, 0.2, 0.08, 0.08], rtol=1e-6)
+
+
+def test_step_schedule_counts_decays_from_the_start_despite_a_warmup():
+  config = section(decay_epochs=(2, 5), decay_rate=0.4, warmup_epochs=0.5)
+  found = rates(config, [0, 1, 4, 5, 19, 20, 49, 50])
+  expected = [0.0, 0.1, 0.4, 0.5, 0.5, 0.2, 0.2, 0.08]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_cosine_schedule_ends_at_zero():
+  steps = np.array([0, 1, 25, 50, 75, 99, 100])
+  found = rates(section(schedule="cosine"), steps)
+  expected = 0.5 * (1 + np.cos(np.pi * steps / 100)) / 2
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_schedule_begins_behind_the_warmup():
+  config = section(schedule="cosine", warmup_epochs=2.0)
+  found = rates(config, [0, 10, 19, 20, 60, 100])
+  expected = [0.0, 0.25, 0.475, 0.5, 0.25, 0.0]
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_cosine_schedule_ends_at_the_final_rate():
+  config = section(schedule="cosine", final_learning_rate=0.1)
+  np.testing.assert_allclose(
+    rates(config, [0, 50, 100, 120]), [0.5, 0.3, 0.1, 0.1], rtol=1e-6
+  )
+
+
+def test_warmup_from_another_rate():
+  config = section(schedule="cosine", warmup_epochs=1.0, warmup_from=0.3)
+  np.testing.assert_allclose(
+    rates(config, [0, 5, 10, 55]), [0.3, 0.4, 0.5, 0.25], rtol=1e-6
+  )
+
+
+def test_a_held_rate_comes_before_the_warmup():
+  """SeCu and CoKe: the first step behind the hold has the second's rate."""
+  config = section(schedule="cosine", hold_epochs=1, warmup_epochs=1.0)
+  found = rates(config, [0, 9, 10, 11, 12, 19, 20, 60, 100])
+  expected = [0.0, 0.0, 0.05, 0.05, 0.1, 0.45, 0.5, 0.25, 0.0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_decays_are_counted_from_the_start_despite_a_hold():
+  config = section(hold_epochs=1, decay_epochs=(2,))
+  np.testing.assert_allclose(
+    rates(config, [9, 10, 19, 20]), [0.0, 0.5, 0.5, 0.05], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ("key", "choices"), [("schedule", "step or cosine"), ("name", "sgd or lars")]
+)
+def test_an_unknown_choice(key, choices):
+  with pytest.raises(UserError, match=rf"'linear'; choose {choices}"):
+    optim.make(section(**{key: "linear"}), 10)
+
+
+def by_hand(config, params, velocity, gradient, t, part, steps_per_epoch):
+  """PyTorch's recurrence on one parameter."""
+  lars, adapt_all = config.get("name") == "lars", config.get("adapt_all")
+  is_head = part == "head"
+  if is_head and t < config.get("head_freeze_epochs", 0) * steps_per_epoch:
+    return params, velocity
+  rate = config.learning_rate
+  if config.decay_epochs and t >= config.decay_epochs[0] * steps_per_epoch:
+    rate *= config.decay_rate
+  if is_head:
+    rate = config.get("head_learning_rate", rate)
+  momentum = config.head_momentum if is_head else config.momentum
+  if not lars or adapt_all or params.ndim > 1:
+    gradient = gradient + config.weight_decay * params
+    lengths = np.linalg.norm(params), np.linalg.norm(gradient)
+    if lars and all(lengths):
+      gradient = gradient * 0.001 * lengths[0] / lengths[1]
+  velocity = momentum * velocity + gradient
+  return params - rate * velocity, velocity
+
+
+LARS = {"name": "lars", "learning_rate": 40.0}
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    {},
+    {"head_learning_rate": 0.3, "head_momentum": 0.9},
+    {"head_freeze_epochs": 1.5, "head_momentum": 0.9},
+    {"head_freeze_epochs": 1, "head_learning_rate": 0.3},
+    LARS,
+    {**LARS, "adapt_all": True},
+    {**LARS, "head_learning_rate": 60.0, "head_momentum": 0.9},
+  ],
+  ids=lambda overrides: "-".join(overrides) or "odc",
+)
+def test_optimizers_are_pytorch_s(overrides):
+  """v <- m v + (g + wd p); p <- p - lr v, the head with what is its own."""
+  # Two steps an epoch: the rate falls with step 4.
+  config = section(decay_epochs=(2,), weight_decay=0.2, **overrides)
+  rng = np.random.default_rng(0)
+
+  def tree():
+    return {
+      "backbone": {"kernel": rng.normal(size=(2, 3)), "zero": np.zeros((2, 2))},
+      "neck": {"bias": rng.normal(size=3)},
+      "head": {"kernel": rng.normal(size=(3, 2))},
+    }
+
+  def to_jax(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+  expected, gradients = tree(), [tree() for _ in range(6)]
+  velocity = jax.tree.map(np.zeros_like, expected)
+  transform = optim.make(config, steps_per_epoch=2)
+  params = to_jax(expected)
+  state = transform.init(params)
+
+  @jax.jit
+  def step(params, state, gradient):
+    updates, state = transform.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for t, gradient in enumerate(gradients):
+    params, state = step(params, state, to_jax(gradient))
+    for part, leaves in expected.items():
+      for name, p in leaves.items():
+        leaves[name], velocity[part][name] = by_hand(
+          config, p, velocity[part][name], gradient[part][name], t, part, 2
+        )
+    jax.tree.map(
+      lambda found, p: np.testing.assert_allclose(
+        found, p, rtol=2e-5, atol=1e-6
+      ),
+      params,
+      expected,
+    )
+
+
+def test_momentum_builds_up_while_the_rate_is_zero():
+  config = section(hold_epochs=1, weight_decay=0.0)
+  transform = optim.make(config, steps_per_epoch=1)
+  params = {"neck": jnp.ones((1,))}
+  state = transform.init(params)
+  for expected in (0.0, -0.5 * (0.9 + 1.0)):
+    update, state = transform.update(params, state, params)
+    np.testing.assert_allclose(update["neck"], expected, rtol=1e-6)
