@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     if MODE.value == "evaluate":
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
-      summary = loop.run(CONFIG.value, workdir, NUM_GROUPS.value)
+      summary = loop.train(CONFIG.value, workdir, NUM_GROUPS.value)
   width = max(map(len, summary))
   for name, value in summary.items():
     processes.say(f"{name:{width}}  {value:.4f}")

@@ -102,7 +102,7 @@ def untrained(
   """Returns the row of the network that ODC begins with."""
   config = experiment("odc", args, seed)
   config.num_epochs = 0
-  summary = loop.run(config, folder / f"random_{seed}")
+  summary = loop.train(config, folder / f"random_{seed}")
   scores = {column: summary[scalar] for column, scalar in COLUMNS.items()}
   return {**scores, "K": config.num_clusters}
 
@@ -140,13 +140,13 @@ def measure(
     config = experiment(name, args, seed)
     shorten(config, 2)
     config.eval.evaluators = ()
-    loop.run(config, folder / f"{name}_speed")
+    loop.train(config, folder / f"{name}_speed")
     first, second = epoch_ends(folder / f"{name}_speed")
     num_epochs = max(1, math.floor(60 * args.minutes / (second - first)))
   config = experiment(name, args, seed)
   shorten(config, num_epochs)
   workdir = folder / f"{name}_{seed}"
-  summary = loop.run(config, workdir)
+  summary = loop.train(config, workdir)
   ends = epoch_ends(workdir)
   n = json.loads((workdir / "config.json").read_text())["num_examples"]
   steps = n // config.batch_size

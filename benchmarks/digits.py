@@ -35,7 +35,7 @@ def run(workdir: pathlib.Path, seed: int, **overrides) -> dict[str, float]:
   config: Any = odc_digits.get_config()
   config.update({"seed": seed, **overrides})
   begin = time.perf_counter()
-  summary = loop.run(config, workdir)
+  summary = loop.train(config, workdir)
   seconds = time.perf_counter() - begin
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   empty = [json.loads(line).get("cluster/empty", 0) for line in lines]

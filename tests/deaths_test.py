@@ -232,7 +232,7 @@ def test_rollback_goes_back_and_takes_another_order(
       "checkpoint_every_epochs": 1,
     }
   )
-  loop.run(config, tmp_path)
+  loop.train(config, tmp_path)
   captured = capsys.readouterr()
   assert "the loss is not finite in step 33: going back" in captured.err
   assert "going on from step 28 of 56" in captured.out

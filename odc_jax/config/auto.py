@@ -5,7 +5,7 @@ The yardstick is ImageNet with the published hyper-parameters: 1,281,167 images,
 dissolved, 440 epochs with one decay after 10/11 of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,7 +17,10 @@ AUTO = "auto"
 
 
 def fill(
-  config: Config, num_examples: int, num_devices: int
+  config: Config,
+  num_examples: int,
+  num_devices: int,
+  of_method: Mapping[str, Callable[..., tuple[int, str]]],
 ) -> tuple[Config, list[str]]:
   """Replaces every "auto" by a number.
 
@@ -28,6 +31,7 @@ def fill(
     config: An experiment, as the files in `configs/` give it.
     num_examples: Images in the training set, n below.
     num_devices: Devices in the mesh.
+    of_method: Sizes of the method's own, as `Method.AUTO` has them.
 
   Returns:
     A copy with numbers, and a line for each of them: its value and why.
@@ -38,7 +42,7 @@ def fill(
   config = ConfigDict(config).copy_and_resolve_references()
   lines = []
   with config.unlocked(), config.ignore_type():
-    for name, (rule, parse) in _RULES.items():
+    for name, (rule, parse) in _rules(of_method):
       value = config
       for part in name.split("."):
         value = value.get(part, {})  # another method has other sections
@@ -69,13 +73,6 @@ def _num_clusters(config, n, num_devices):
   return max(least, min(100_000, round(n / 128))), (
     f"{n:,} images / 128, as ImageNet's 10,000; {least} to 100,000. Several "
     "times as many as there are things to tell apart is right"
-  )
-
-
-def _min_cluster(config, n, num_devices):
-  mean = n / config.num_clusters
-  return max(1, round(0.16 * mean)), (
-    f"0.16 of the mean cluster's {mean:.0f} images, as for ImageNet"
   )
 
 
@@ -121,13 +118,21 @@ def _epochs_of(text: str) -> tuple[float, ...]:
 _RULES: dict[str, tuple[Callable[..., tuple[Any, str]], Callable]] = {
   "batch_size": (_batch_size, int),
   "num_clusters": (_num_clusters, int),
-  "odc.min_cluster": (_min_cluster, int),
   "num_epochs": (_num_epochs, _number_of),
   "optimizer.num_epochs": (_same_as_num_epochs, _number_of),
   "optimizer.decay_epochs": (_decay_epochs, _epochs_of),
   "eval.every_epochs": (_eval_every, int),
   "checkpoint_every_epochs": (_checkpoint_every, int),
 }
+
+
+def _rules(of_method) -> Iterator[tuple[str, tuple[Callable, Callable]]]:
+  """Yields every rule; the method's own follow the number of clusters."""
+  for name, rule in _RULES.items():
+    yield name, rule
+    if name == "num_clusters":
+      for own, size in of_method.items():
+        yield own, (lambda config, n, _, size=size: size(config, n), int)
 
 
 def _parsed(name: str, text: str, parse: Callable) -> Any:

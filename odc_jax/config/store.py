@@ -19,6 +19,7 @@ _MAY_CHANGE = frozenset(
     "config.data.prefetch",
     "config.data.max_bad_fraction",
     "config.keep_checkpoints",
+    "config.method_name",
     "config.on_nan",
   }
 )

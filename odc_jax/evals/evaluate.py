@@ -143,6 +143,7 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
   else:
     of_run = None
   asked: Config = of_run if given is None else given
+  config_lib.choose(METHODS, asked.method, "method")
   train = sources.make(asked.data.source, asked.data.split)
   test = None
   if asked.eval.split:
@@ -212,7 +213,12 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
       "no checkpoint in the work directory, and no weights: train first, or "
       "give --config.model.weights=FILE"
     )
-  config, _ = auto.fill(given, num_examples, num_devices)
+  config, _ = auto.fill(
+    given,
+    num_examples,
+    num_devices,
+    METHODS[given.method].AUTO,
+  )
   with config.unlocked():
     # What is for training alone need not fit the data.
     config.num_clusters = min(config.num_clusters, num_examples)

@@ -6,7 +6,7 @@ runs and of runs made to collapse, are in docs/health.md.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 # A network needs some hundred steps before its values mean anything: nothing is
@@ -76,10 +76,9 @@ class Sign(NamedTuple):
     look: (line, clusters, images) -> whether the line is bad, and what is bad
       about it.
     meaning: What that means.
-    advice: The likely cause and the remedy: of a method, or "" of any other.
+    advice: The likely cause and the remedy; a method may have its own.
     lines: After how many bad lines in a row it is found; after as many good
       ones it is over.
-    spared: Methods for which it is none.
     first_epoch: Earlier lines are not judged, nor is this one.
     last_epoch: Nor are later lines.
   """
@@ -87,9 +86,8 @@ class Sign(NamedTuple):
   scalars: tuple[str, ...]
   look: Callable[[Mapping[str, Any], int, int], tuple[bool, str]]
   meaning: str
-  advice: Mapping[str, str]
+  advice: str
   lines: int = LINES
-  spared: tuple[str, ...] = ()
   first_epoch: float = FIRST_EPOCH
   last_epoch: float = math.inf
 
@@ -189,104 +187,57 @@ _UNBALANCED = (
   "Likely cause: the embeddings collapse, or there are more clusters than the "
   "images have kinds. Lower optimizer.learning_rate or num_clusters"
 )
-# SwAV's README on its collapse, whose loss stays at ln K.
-_SWAV = (
-  "Likely cause: the codes collapse. Lower swav.epsilon (to 0.03), lengthen "
-  "optimizer.head_freeze_epochs, or lower optimizer.learning_rate"
-)
 
 SIGNS: dict[str, Sign] = {
   "embeddings": Sign(
     ("train/embedding_std",),
     _embeddings,
     "the embeddings are nearly the same, whatever the image",
-    {
-      "odc": "Likely cause: steps so large that the units behind a ReLU die. "
-      "Lower optimizer.learning_rate or optimizer.weight_decay, or lengthen "
-      "optimizer.warmup_epochs",
-      "": "Likely cause: steps that are too large. Lower "
-      "optimizer.learning_rate or optimizer.weight_decay, or lengthen "
-      "optimizer.warmup_epochs",
-    },
+    "Likely cause: steps that are too large. Lower "
+    "optimizer.learning_rate or optimizer.weight_decay, or lengthen "
+    "optimizer.warmup_epochs",
   ),
   "sizes": Sign(
     ("cluster/entropy",),
     _sizes,
     "a few clusters hold most of the images",
-    {
-      "odc": "Likely cause: small clusters are not refilled, or count for too "
-      "little in the loss. Raise odc.min_cluster or odc.reweight_power, set "
-      "odc.small_cluster_every=1 and odc.assign_metric=cosine, or lower "
-      "num_clusters",
-      "swav": _SWAV,
-      "": _UNBALANCED,
-    },
+    _UNBALANCED,
   ),
   "largest": Sign(
     ("cluster/max_size",),
     _largest,
     "one cluster swallows the others",
-    {
-      "odc": "Likely cause: the embeddings collapse, and nothing holds the "
-      "sizes apart. Lower optimizer.learning_rate or odc.momentum; raise "
-      "odc.min_cluster or odc.reweight_power",
-      "swav": _SWAV,
-      "": _UNBALANCED,
-    },
+    _UNBALANCED,
   ),
   "empty": Sign(
     ("cluster/empty",),
     _empty,
     "clusters die and stay dead",
-    {
-      "odc": "Likely cause: odc.min_cluster=0, or a long "
-      "odc.small_cluster_every. Set odc.min_cluster to 1 or more and "
-      "odc.small_cluster_every=1, or lower num_clusters",
-      "swav": _SWAV,
-      "": _UNBALANCED,
-    },
+    _UNBALANCED,
   ),
   "dissolved": Sign(
     # An epoch's last line, which alone has the NMI, has the whole count.
     ("cluster/dissolved_epoch", "cluster/nmi_previous"),
     _dissolved,
     "a cluster lives for less than two epochs, too short to be learnt",
-    {
-      "odc": "Likely cause: odc.min_cluster is close to the mean size, or the "
-      "embeddings move too fast. Lower odc.min_cluster, num_clusters, "
-      "odc.momentum or optimizer.learning_rate",
-      "": "Likely cause: the embeddings move too fast. Lower num_clusters or "
-      "optimizer.learning_rate",
-    },
+    "Likely cause: the embeddings move too fast. Lower num_clusters or "
+    "optimizer.learning_rate",
     lines=EPOCH_ENDS,
   ),
   "restless": Sign(
     ("cluster/label_change",),
     _restless,
     "the clusters start again from noise all the time",
-    {
-      "odc": "Likely cause: the memory takes new features too fast, or the "
-      "network changes too fast. Lower odc.momentum (0.1 helps where there are "
-      "few images) or optimizer.learning_rate",
-      "": "Likely cause: the network changes too fast. Lower "
-      "optimizer.learning_rate or num_clusters",
-    },
-    # Its clusters are those of a batch: among other images an image may well
-    # get another one.
-    spared=("swav",),
+    "Likely cause: the network changes too fast. Lower "
+    "optimizer.learning_rate or num_clusters",
     first_epoch=LABEL_CHANGE_FIRST_EPOCH,
   ),
   "frozen": Sign(
     ("cluster/nmi_previous",),
     _frozen,
     "no image moves between clusters any more, early in the run",
-    {
-      "odc": "Likely cause: the memory hardly takes new features, or the "
-      "network has stopped learning. Raise odc.momentum, or lower "
-      "optimizer.weight_decay",
-      "": "Likely cause: the network has stopped learning, or all images are "
-      "in one cluster. Lower optimizer.weight_decay",
-    },
+    "Likely cause: the network has stopped learning, or all images are "
+    "in one cluster. Lower optimizer.weight_decay",
     lines=EPOCH_ENDS,
     last_epoch=LAST_EPOCH_OF_LEARNING,
   ),
@@ -294,13 +245,8 @@ SIGNS: dict[str, Sign] = {
     ("cluster/label_change", "train/loss", "train/cluster_accuracy"),
     _trivial,
     "the clusters are known by heart, early in the run",
-    {
-      "odc": "Likely cause: one cluster holds nearly everything, or the "
-      "augmentation is too weak. Raise odc.min_cluster or num_clusters, widen "
-      "data.crop_scale and augment.rotation, raise model.dropout",
-      "": "Likely cause: one cluster holds nearly everything, or the "
-      "augmentation is too weak. Raise num_clusters, widen data.crop_scale",
-    },
+    "Likely cause: one cluster holds nearly everything, or the "
+    "augmentation is too weak. Raise num_clusters, widen data.crop_scale",
     last_epoch=LAST_EPOCH_OF_LEARNING,
   ),
   "chance": Sign(
@@ -308,18 +254,9 @@ SIGNS: dict[str, Sign] = {
     ("train/loss", "train/cluster_accuracy"),
     _chance,
     "the classifier is no better than guessing",
-    {
-      "odc": "Likely cause: optimizer.learning_rate or optimizer.weight_decay "
-      "is too high, or the clusters change faster than they can be learnt. "
-      "Lower these two, or odc.momentum",
-      "swav": _SWAV,
-      "": "Likely cause: optimizer.learning_rate or optimizer.weight_decay is "
-      "too high, or the clusters change faster than they can be learnt. Lower "
-      "these two",
-    },
-    # Whose loss is a mean over clusterings of several K, SeCu's with another
-    # loss added.
-    spared=("coke", "secu"),
+    "Likely cause: optimizer.learning_rate or optimizer.weight_decay is "
+    "too high, or the clusters change faster than they can be learnt. Lower "
+    "these two",
     first_epoch=LOSS_FIRST_EPOCH,
   ),
 }
@@ -342,15 +279,22 @@ class _Row(NamedTuple):
 class Health:
   """Judges a run by its log, line by line."""
 
-  def __init__(self, num_clusters: int, num_examples: int, method: str):
+  def __init__(
+    self,
+    num_clusters: int,
+    num_examples: int,
+    advice: Mapping[str, str],
+    spared: Collection[str],
+  ):
     """Knows nothing yet.
 
     Args:
       num_clusters: K.
       num_examples: Images in the data set.
-      method: Whose advice to give.
+      advice: Sign -> likely cause and remedy, where the method has its own.
+      spared: Signs that mean nothing for the method.
     """
-    self._method = method
+    self._advice, self._spared = advice, spared
     self._sizes = num_clusters, num_examples
     self._rows = {name: _Row() for name in SIGNS}
 
@@ -370,14 +314,14 @@ class Health:
         continue
       if any(scalar not in line for scalar in sign.scalars):
         continue
-      if self._method in sign.spared:
+      if name in self._spared:
         continue
       bad, what = sign.look(line, *self._sizes)
       was = self._rows[name]
       length = was.length + 1 if bad == was.bad else 1
       certain = length >= sign.lines
       if certain and bad and not was.found:
-        advice = sign.advice.get(self._method, sign.advice[""])
+        advice = self._advice.get(name, sign.advice)
         text = f"{what}: {sign.meaning}. {advice}; in a new --workdir"
         findings.append(Finding(line["step"], line["epoch"], name, text))
       self._rows[name] = _Row(bad, length, bad if certain else was.found)

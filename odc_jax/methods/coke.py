@@ -30,10 +30,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
-
-HEAD = "none"
-# Officially every view goes through the network on its own.
-VIEWS_TOGETHER = False
+from odc_jax.methods.method import Method
 
 # What unused slots hold, officially (torch.ones), with a value of 0. It is a
 # cluster like any other, so that its images find it in an unused slot too.
@@ -477,3 +474,18 @@ def _write_slots(slots: Slots, index, clusters, factor) -> Slots:
     slots.clusters.at[target].set(rows.clusters, mode="drop"),
     slots.values.at[target].set(rows.values, mode="drop"),
   )
+
+
+METHOD = Method(
+  NAME="CoKe",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  HEAD="none",
+  # Officially every view goes through the network on its own.
+  VIEWS_TOGETHER=False,
+  # Its loss is a mean over clusterings of several K.
+  SPARED=("chance",),
+  temperature=temperature,
+)

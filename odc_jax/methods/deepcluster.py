@@ -26,9 +26,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
-
-# The classifier has nothing to do with the clusters of another clustering.
-FRESH = ("head",)
+from odc_jax.methods.method import Method
 
 _CHOICES = {
   "sampler": ("facebook", "openselfsup", "none"),
@@ -236,3 +234,17 @@ def after_step(
   """Leaves the clusters as they are until the next re-clustering."""
   del config, views, targets, batch, step
   return state, labels.size_scalars(state.sizes)
+
+
+METHOD = Method(
+  NAME="DeepCluster",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  # The classifier has nothing to do with the clusters of another clustering.
+  FRESH=("head",),
+  recluster_due=recluster_due,
+  recluster=recluster,
+  sampler=sampler,
+)

@@ -23,10 +23,7 @@ from odc_jax.clustering import spherical
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-
-# Centroids take its place. Officially they are the weights of a layer that is
-# overwritten every epoch and frozen for longer than there are steps.
-HEAD = "none"
+from odc_jax.methods.method import Method
 
 _MEMORY_DTYPES = ("float32", "bfloat16")
 
@@ -238,3 +235,18 @@ def after_step(
   )
   scalars = labels_lib.size_scalars(state.sizes)
   return state._replace(samples=samples), scalars
+
+
+METHOD = Method(
+  NAME="DeepCluster-v2",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  # Centroids take its place. Officially they are the weights of a layer that is
+  # overwritten every epoch and frozen for longer than there are steps.
+  HEAD="none",
+  recluster_due=recluster_due,
+  recluster=recluster,
+  temperature=temperature,
+)

@@ -24,6 +24,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.memory import CentroidMemory, SampleMemory
+from odc_jax.methods.method import Method
 
 _CHOICES = {
   "assign_metric": ("dot", "cosine", "l2"),
@@ -83,6 +84,14 @@ def init(config: Config, num_examples: int, key) -> ODCState:
       counts=jnp.zeros((k,), jnp.int32),
     ),
     dissolved=jnp.int32(0),
+  )
+
+
+def min_cluster(config: Config, num_examples: int) -> tuple[int, str]:
+  """Returns a size below which a cluster is dissolved, and why this one."""
+  mean = num_examples / config.num_clusters
+  return max(1, round(0.16 * mean)), (
+    f"0.16 of the mean cluster's {mean:.0f} images, as for ImageNet"
   )
 
 
@@ -250,3 +259,46 @@ def after_step(config: Config, state: ODCState, views, targets, batch, step):
     "cluster/dissolved": dissolved,
     "cluster/dissolved_epoch": dissolved_epoch,
   }
+
+
+METHOD = Method(
+  NAME="ODC",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  AUTO={"odc.min_cluster": min_cluster},
+  ADVICE={
+    "embeddings": "Likely cause: steps so large that the units behind a ReLU "
+    "die. Lower optimizer.learning_rate or optimizer.weight_decay, or lengthen "
+    "optimizer.warmup_epochs",
+    "sizes": "Likely cause: small clusters are not refilled, or count for too "
+    "little in the loss. Raise odc.min_cluster or odc.reweight_power, set "
+    "odc.small_cluster_every=1 and odc.assign_metric=cosine, or lower "
+    "num_clusters",
+    "largest": "Likely cause: the embeddings collapse, and nothing holds the "
+    "sizes apart. Lower optimizer.learning_rate or odc.momentum; raise "
+    "odc.min_cluster or odc.reweight_power",
+    "empty": "Likely cause: odc.min_cluster=0, or a long "
+    "odc.small_cluster_every. Set odc.min_cluster to 1 or more and "
+    "odc.small_cluster_every=1, or lower num_clusters",
+    "dissolved": "Likely cause: odc.min_cluster is close to the mean size, or "
+    "the embeddings move too fast. Lower odc.min_cluster, num_clusters, "
+    "odc.momentum or optimizer.learning_rate",
+    "restless": "Likely cause: the memory takes new features too fast, or the "
+    "network changes too fast. Lower odc.momentum (0.1 helps where there are "
+    "few images) or optimizer.learning_rate",
+    "frozen": "Likely cause: the memory hardly takes new features, or the "
+    "network has stopped learning. Raise odc.momentum, or lower "
+    "optimizer.weight_decay",
+    "trivial": "Likely cause: one cluster holds nearly everything, or the "
+    "augmentation is too weak. Raise odc.min_cluster or num_clusters, widen "
+    "data.crop_scale and augment.rotation, raise model.dropout",
+    "chance": "Likely cause: optimizer.learning_rate or optimizer.weight_decay "
+    "is too high, or the clusters change faster than they can be learnt. Lower "
+    "these two, or odc.momentum",
+  },
+  recluster_due=recluster_due,
+  recluster=recluster,
+  dissolved_clusters=dissolved_clusters,
+)

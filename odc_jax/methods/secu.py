@@ -22,10 +22,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
-
-HEAD = "centers"
-# Officially every view goes through the network on its own.
-VIEWS_TOGETHER = False
+from odc_jax.methods.method import Method
 
 _CONSTRAINTS = ("size", "entropy")
 
@@ -287,3 +284,18 @@ def after_step(
     "cluster/label_change": change,
     **labels.size_scalars(first),
   }
+
+
+METHOD = Method(
+  NAME="SeCu",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  HEAD="centers",
+  # Officially every view goes through the network on its own.
+  VIEWS_TOGETHER=False,
+  # Its loss is a mean over clusterings of several K, with another added.
+  SPARED=("chance",),
+  temperature=temperature,
+)

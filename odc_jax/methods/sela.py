@@ -26,6 +26,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
+from odc_jax.methods.method import Method
 
 _CHOICES = {
   "schedule": ("quadratic", "linear"),
@@ -243,3 +244,14 @@ def after_step(config: Config, state: SeLaState, views, targets, batch, step):
     **labels.size_scalars(state.sizes),
     "cluster/transport_iterations": state.num_iters,
   }
+
+
+METHOD = Method(
+  NAME="SeLa",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  recluster_due=recluster_due,
+  recluster=recluster,
+)

@@ -24,9 +24,7 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
-
-HEAD = "prototypes"
-VIEWS_TOGETHER = True
+from odc_jax.methods.method import Method
 
 
 class SwAVState(NamedTuple):
@@ -199,3 +197,25 @@ def after_step(config: Config, state: SwAVState, views, targets, batch, step):
     "cluster/label_change": label_change,
     **labels.size_scalars(sizes),
   }
+
+
+# The README's words on a collapse, in which the loss stays at ln K.
+_COLLAPSE = (
+  "Likely cause: the codes collapse. Lower swav.epsilon (to 0.03), lengthen "
+  "optimizer.head_freeze_epochs, or lower optimizer.learning_rate"
+)
+
+METHOD = Method(
+  NAME="SwAV",
+  init=init,
+  targets=targets,
+  loss=loss,
+  after_step=after_step,
+  HEAD="prototypes",
+  # Its clusters are those of a batch: among other images an image may well
+  # get another one.
+  SPARED=("restless",),
+  ADVICE=dict.fromkeys(("sizes", "largest", "empty", "chance"), _COLLAPSE),
+  prepare=prepare,
+  temperature=temperature,
+)

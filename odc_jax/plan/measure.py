@@ -22,7 +22,8 @@ from odc_jax.config import check as config_lib
 from odc_jax.data import loader, sources
 from odc_jax.errors import UserError
 from odc_jax.evals import knn
-from odc_jax.methods import METHODS, Passes
+from odc_jax.methods import METHODS
+from odc_jax.methods.method import Passes
 from odc_jax.passes import extract
 from odc_jax.plan import collectives as collectives_lib
 from odc_jax.plan import tpu_slices
@@ -110,7 +111,7 @@ def run(
   if not num_examples:
     num_examples = len(sources.make(config.data.source, config.data.split))
   method = config_lib.choose(METHODS, config.method, "method")
-  config, reasons = auto.fill(config, num_examples, mesh.size)
+  config, reasons = auto.fill(config, num_examples, mesh.size, method.AUTO)
   config = config_lib.resolve(config, num_examples, mesh.size)
   with jax.set_mesh(mesh):
     program = assemble(config, method, mesh)

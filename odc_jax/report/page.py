@@ -51,15 +51,6 @@ _NUMBERS = {
   "cluster/max_size": ("Largest cluster", "images in it"),
   "cluster/empty": ("Empty clusters", "clusters without an image"),
 }
-_METHODS = {
-  "odc": "ODC",
-  "deepcluster": "DeepCluster",
-  "sela": "SeLa",
-  "swav": "SwAV",
-  "deepcluster_v2": "DeepCluster-v2",
-  "coke": "CoKe",
-  "secu": "SeCu",
-}
 _FRACTIONS = {"eval/knn_top1", "eval/purity_labels", "cluster/label_change"}
 _COUNTS = {"cluster/min_size", "cluster/max_size", "cluster/empty"}
 
@@ -131,7 +122,7 @@ def _title(config: dict[str, Any]) -> str:
 
 def _method(config: dict[str, Any]) -> str:
   """Returns what its paper calls the method."""
-  return _METHODS.get(config["method"], str(config["method"]))
+  return config.get("method_name", config["method"])
 
 
 def _data_set(config: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from odc_jax.data import loader
 from odc_jax.distributed import processes
 from odc_jax.evals.evaluation import Evaluation
 from odc_jax.logs import progress
-from odc_jax.methods import Passes
+from odc_jax.methods.method import Passes
 from odc_jax.passes.extract import Features
 from odc_jax.training.programs import Program
 from odc_jax.training.state import TrainState

@@ -5,6 +5,9 @@ import pytest
 from configs import odc_folder
 from odc_jax.config import auto
 from odc_jax.errors import UserError
+from odc_jax.methods import METHODS
+
+OWN = METHODS["odc"].AUTO
 
 
 def folder_config(**overrides):
@@ -30,7 +33,7 @@ def folder_config(**overrides):
 def test_sizes_follow_from_the_number_of_images(
   n, batch, clusters, least, epochs
 ):
-  config, lines = auto.fill(folder_config(), n, 1)
+  config, lines = auto.fill(folder_config(), n, 1, OWN)
   assert config.batch_size == batch
   assert config.num_clusters == clusters
   assert config.odc.min_cluster == least
@@ -47,7 +50,7 @@ def test_sizes_follow_from_the_number_of_images(
 
 def test_batches_can_be_split_over_the_devices():
   for devices in (1, 2, 6, 8, 32):
-    config, _ = auto.fill(folder_config(), 500, devices)
+    config, _ = auto.fill(folder_config(), 500, devices, OWN)
     assert config.batch_size % devices == 0
     assert config.batch_size >= 16
 
@@ -58,7 +61,7 @@ def test_a_number_on_the_command_line_arrives_as_text():
     "optimizer.decay_epochs": "8,9.5",
     "num_epochs": "10",
   }
-  config, lines = auto.fill(folder_config(**given), 3000, 1)
+  config, lines = auto.fill(folder_config(**given), 3000, 1, OWN)
   assert config.num_clusters == 50
   assert config.num_epochs == config.optimizer.num_epochs == 10
   assert isinstance(config.num_epochs, int)
@@ -80,4 +83,4 @@ def test_a_number_on_the_command_line_arrives_as_text():
 )
 def test_what_is_no_number_is_refused(name, value):
   with pytest.raises(UserError, match=f"{name}='{value}' is neither auto nor"):
-    auto.fill(folder_config(**{name: value}), 3000, 1)
+    auto.fill(folder_config(**{name: value}), 3000, 1, OWN)

@@ -30,7 +30,7 @@ def small():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("finished") / "run"
-  loop.run(small(), workdir)
+  loop.train(small(), workdir)
   return workdir
 
 
@@ -137,7 +137,7 @@ def test_a_folder_that_has_changed_is_refused(folder, tmp_path):
   config.num_clusters = 4
   config.odc.min_cluster = 2
   workdir = tmp_path / "run"
-  loop.run(config, workdir)
+  loop.train(config, workdir)
   before = scores_in(workdir / "summary.json")
   found = evaluate.run(workdir, None, ["clustering"])
   assert found["eval/purity_labels"] == before["eval/purity_labels"]

@@ -1,5 +1,6 @@
 """The same features in PyTorch, torchvision and timm, both ways."""
 
+import dataclasses
 import pathlib
 import pickle
 import re
@@ -185,7 +186,8 @@ def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
 def test_what_the_card_says_of_necks_works(
   torch, tmp_path, monkeypatch, neck, head
 ):
-  monkeypatch.setattr(METHODS["odc"], "HEAD", head)
+  changed = dataclasses.replace(METHODS["odc"], HEAD=head)
+  monkeypatch.setitem(METHODS, "odc", changed)
   config = whole_experiment("resnet18", width=16, size=32)
   with config.unlocked():
     config.model.neck = neck

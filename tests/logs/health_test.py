@@ -53,7 +53,7 @@ def lines(num_epochs, **scalars):
 
 
 def findings(log):
-  judge = health.Health(K, N, "odc").judge
+  judge = health.Health(K, N, METHODS["odc"].ADVICE, ()).judge
   return [finding for line in log for finding in judge(line)]
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_judged_in_the_first_epoch():
   sick = {"embedding_std": 0.01, "entropy": 0.1, "max_size": 999, "empty": 9}
   assert findings(lines(1, **sick)) == []
   # A log line every step: many of them, and still the first epoch.
-  judge = health.Health(K, N, "odc").judge
+  judge = health.Health(K, N, METHODS["odc"].ADVICE, ()).judge
   for step in range(1, 101):
     line = {"step": step, "epoch": step / 100, "train/embedding_std": 0.01}
     assert judge(line) == []
@@ -179,7 +179,7 @@ def test_what_stands_still_late_in_a_run_may_be_done():
 
 
 def test_two_clusters_may_share_the_images_unevenly():
-  judge = health.Health(2, N, "odc").judge
+  judge = health.Health(2, N, {}, ()).judge
 
   def found(size):
     share = size / N
@@ -226,9 +226,8 @@ def test_the_advice_names_keys_that_exist(method):
   module = importlib.import_module(f"configs.{method}_digits")
   config = module.get_config()
   named = set()
-  for sign in health.SIGNS.values():
-    assert set(sign.advice) <= {*METHODS, ""}
-    advice = sign.advice.get(method, sign.advice[""])
+  for name, sign in health.SIGNS.items():
+    advice = METHODS[method].ADVICE.get(name, sign.advice)
     named |= set(re.findall(r"\b[a-z_]+\.[a-z_]+\b", advice))
     for scalar in sign.scalars:
       assert scalar in scalars_lib.SCALARS
@@ -247,7 +246,7 @@ def no_tensorboard(monkeypatch):
 def write(workdir, log, resumed_at=None):
   """Writes a log as a run does that ends, or dies, with its last line."""
   writer = writer_lib.MetricWriter(
-    workdir, resumed_at, 200, health.Health(K, N, "odc")
+    workdir, resumed_at, 200, health.Health(K, N, METHODS["odc"].ADVICE, ())
   )
   for line in log:
     scalars = {name: value for name, value in line.items() if "/" in name}
@@ -324,5 +323,7 @@ def test_codes_of_batches_may_change_all_the_time():
     for i in range(6)
   ]
   for method, expected in ("swav", []), ("secu", ["restless"]):
-    judge = health.Health(K, N, method).judge
+    judge = health.Health(
+      K, N, METHODS[method].ADVICE, METHODS[method].SPARED
+    ).judge
     assert [finding.sign for line in log for finding in judge(line)] == expected

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from odc_jax import labels as labels_lib
 from odc_jax import mesh as mesh_lib
 from odc_jax.errors import UserError
-from odc_jax.methods import METHODS, Passes, deepcluster
+from odc_jax.methods import METHODS, deepcluster
+from odc_jax.methods.method import Passes
 from odc_jax.models.network import Outputs
 from odc_jax.training import state as state_lib
 from tests.recordings import load

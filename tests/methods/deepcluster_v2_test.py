@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import spherical
 from odc_jax.errors import UserError
-from odc_jax.methods import METHODS, Passes, deepcluster_v2
+from odc_jax.methods import METHODS, deepcluster_v2
+from odc_jax.methods.method import Passes
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
 from odc_jax.training import state as state_lib

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from odc_jax import mesh as mesh_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
-from odc_jax.methods import Passes, sela
+from odc_jax.methods import sela
+from odc_jax.methods.method import Passes
 from odc_jax.models.network import Outputs
 from odc_jax.plan import collectives
 from tests.recordings import load

@@ -16,7 +16,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.methods import METHODS
 from odc_jax.plan import measure
-from odc_jax.training import loop
+from odc_jax.training import loop, setup
 from odc_jax.training.programs import assemble
 from tests.program import (
   ROOT,
@@ -125,14 +125,14 @@ def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
   everything = mesh_lib.make_mesh
   results, found = [], []
 
-  class Reclustering(loop.Reclustering):
+  class Reclustering(setup.Reclustering):
     def __call__(self, state, step):
       state, features = super().__call__(state, step)
       if step == 0:
         found.append(np.asarray(state.method.samples.assignments))
       return state, features
 
-  monkeypatch.setattr(loop, "Reclustering", Reclustering)
+  monkeypatch.setattr(setup, "Reclustering", Reclustering)
   for devices in (1, 8):
     monkeypatch.setattr(mesh_lib, "make_mesh", lambda n=devices: everything(n))
     workdir = tmp_path / str(devices)
@@ -142,7 +142,7 @@ def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
     config.eval.evaluators = ()
     config.optimizer.learning_rate = 0.003
     config.num_epochs = num_epochs = 1 + config.optimizer.get("hold_epochs", 0)
-    loop.run(config, workdir)
+    loop.train(config, workdir)
     losses = [
       line["train/loss"] for line in lines_of(workdir) if "train/loss" in line
     ]

@@ -1,5 +1,7 @@
 """What a step says of its batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.methods import METHODS, complete
+from odc_jax.methods import METHODS
 from odc_jax.models.functional import Functional
 from odc_jax.training import judge as judge_lib
 from odc_jax.training import state as state_lib
@@ -86,7 +88,9 @@ def test_judgement_by_hand():
 def test_empty_clusters_are_near_to_nothing_and_cosines_stand_in_for_a_head():
   centroids = jnp.array([[1.0, 0], [0, 0], [0, 2.0]])
   embeddings = jnp.array([[-3.0, -4.0]])
-  method = complete(HEAD="none", temperature=lambda config: 0.1)
+  method = dataclasses.replace(
+    METHODS["odc"], HEAD="none", temperature=lambda config: 0.1
+  )
   judge = judge_lib.make_judge(ConfigDict(), method, head)
   found = judge((), centroids, embeddings, jnp.array([-1]))
   # Away from both, and yet not near the empty one.

@@ -40,7 +40,7 @@ def test_one_two_and_eight_devices_agree(tmp_path, monkeypatch):
         "optimizer.learning_rate": 0.003,
       }
     )
-    loop.run(config, workdir)
+    loop.train(config, workdir)
     lines = [
       json.loads(line)
       for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -84,7 +84,7 @@ def test_a_sobel_filter_comes_before_training_and_evaluation(
   monkeypatch.setattr(programs, "build", build_and_note)
   # Neither the step nor the evaluation can take images of three channels.
   overrides = {"num_epochs": 1, "batch_size": 512, "augment.sobel": True}
-  summary = loop.run(digits(**overrides), tmp_path)
+  summary = loop.train(digits(**overrides), tmp_path)
   assert set(asked) == {2}
   assert summary["eval/knn_top1"] > 0.5
 
@@ -102,7 +102,7 @@ def test_features_of_all_images_are_not_held_while_training(
       super().add(*args)
 
   monkeypatch.setattr(loop, "StepLog", Log)
-  loop.run(digits(num_epochs=1, batch_size=512), tmp_path)
+  loop.train(digits(num_epochs=1, batch_size=512), tmp_path)
   # 1,797 images are 2,048 rows: those of the memory and no others.
   assert held == [[(2048, 256)]] * 3
 

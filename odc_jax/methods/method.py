@@ -1,0 +1,102 @@
+"""The protocol: what a paper has to say for the one loop to train by it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from odc_jax import labels
+
+
+class Passes(NamedTuple):
+  """What a re-clustering may ask of the network.
+
+  Attributes:
+    embeddings: () -> embeddings of all images, [n, d]: in evaluation mode, of
+      centre crops. Rows are split and padded as the memories'.
+    augmented: () -> embeddings of all images, [n, v, d], of the v large views:
+      in training mode, of augmented crops in random order. Running statistics
+      move on.
+    head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering.
+    params: The network's parameters.
+  """
+
+  embeddings: Callable[[], Float[Array, "n d"]]
+  augmented: Callable[[], Float[Array, "n v d"]]
+  head: Callable[..., tuple[Array, ...]]
+  params: Any
+
+
+def _of_first_clustering(state):
+  return labels.first_clustering(state.samples.assignments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """One paper's method, as functions of arrays; a misspelt name is an error.
+
+  Its state is a NamedTuple of arrays; what lies in the field `samples` has a
+  row for every image and is split over the devices, the rest is replicated.
+  `config` is a resolved experiment, `views` the network's `Outputs` of every
+  view of the batch, `batch["index"]` the images' numbers, int32 [b]; `step`
+  counts from 0.
+
+  Attributes:
+    NAME: What its paper calls it.
+    init: (config, num_examples, key) -> state, before anything is known.
+      Raises UserError if a choice in the method's section of the config is
+      unknown.
+    targets: (config, state, views, batch, step) -> targets of the step's loss;
+      no gradient flows through them.
+    loss: (config, views, targets, state) -> (scalar, scalars to log).
+    after_step: (config, state, views, targets, batch, step) -> (state, scalars
+      to log). In the same compiled program as the step: static shapes, nothing
+      on the host. The state is the one that `targets` saw.
+    HEAD: The network's head, a name of `models.network.HEADS`.
+    VIEWS_TOGETHER: Whether the views of a batch share BatchNorm statistics.
+    FRESH: Parts of the network that start anew after a re-clustering.
+    ADVICE: Sign of `logs.health` -> likely cause and remedy, where the method
+      has its own.
+    SPARED: Signs of `logs.health` that mean nothing for this method.
+    AUTO: Config key -> (config, num_examples) -> (whole number, reason): sizes
+      of the method's own that follow from the data where they are "auto".
+    prepare: params -> params, before the forward pass of every step.
+    recluster_due: (config, step) -> whether to re-cluster before this step; on
+      the host.
+    recluster: (config, state, passes, step) -> state: called where it is due,
+      outside the step; see `Passes`. Can be traced. None: clusters are found
+      in the steps alone.
+    sampler: (config, clusters, step) -> indices: on the host, after a
+      re-clustering, the images that are trained on until the next one, whole
+      batches of them, from `clusters(state)` without padding. None: the
+      loader's order.
+    clusters: state -> the cluster of every image, [n]; k where it has none.
+    previous_clusters: state -> what to compare these with, [n].
+    dissolved_clusters: state -> how many since the epoch began, or None.
+    temperature: config -> what logits are divided by for probabilities.
+  """
+
+  NAME: str
+  init: Callable[..., Any]
+  targets: Callable[..., Any]
+  loss: Callable[..., tuple[Any, dict[str, Array]]]
+  after_step: Callable[..., tuple[Any, dict[str, Array]]]
+  HEAD: str = "linear"
+  VIEWS_TOGETHER: bool = True
+  FRESH: tuple[str, ...] = ()
+  ADVICE: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  SPARED: tuple[str, ...] = ()
+  AUTO: Mapping[str, Callable[..., tuple[int, str]]] = dataclasses.field(
+    default_factory=dict
+  )
+  prepare: Callable[[Any], Any] = lambda params: params
+  recluster_due: Callable[..., bool] = lambda config, step: False
+  recluster: Callable[..., Any] | None = None
+  sampler: Callable[..., Any] | None = None
+  clusters: Callable[[Any], Array] = _of_first_clustering
+  previous_clusters: Callable[[Any], Array] = lambda state: (
+    state.samples.previous
+  )
+  dissolved_clusters: Callable[[Any], Array] | None = None
+  temperature: Callable[..., float] = lambda config: 1.0
