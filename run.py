@@ -131,7 +131,13 @@ def main(argv: list[str]) -> None:
   width = max(map(len, summary))
   for name, value in summary.items():
     processes.say(f"{name:{width}}  {value:.4f}")
-  processes.say(f"written to {workdir}")
+  if MODE.value == "evaluate":
+    processes.say(f"written to {workdir}")
+    return
+  processes.say(
+    f"written to {workdir}: open {workdir / 'report.html'} in a browser. New "
+    f"images: python run.py --mode=assign --workdir={workdir} --images=FOLDER"
+  )
 
 
 def _check_flags() -> None:

@@ -16,6 +16,10 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Most of a test's time is compiling programs that run once: without most of
+# the optimising, unless the test reads the program (marked `optimized`).
+jax.config.update("jax_disable_most_optimizations", True)
+
 # Started in the background, a shell has SIGINT ignored, and so would have the
 # programs that are to be interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,6 +28,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook("odc_jax", "beartype.beartype")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+# Workers, programs and later invocations share what is compiled.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 
 # Arrays of a recording that hold batches, and which of their axes is b.
 _BATCHES = {"ind": 1, "idx": 1, "crops": 2}
@@ -69,14 +76,28 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: not item.path.name.startswith(long))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+  """Keeps what is compiled in process where programs keep theirs."""
+  from odc_jax.distributed import compiler
+
+  compiler.keep_compiled({"ODC_JAX_CACHE": str(CACHE)})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Compiles as for a user where the compiled program is what is tested."""
+  whole = item.get_closest_marker("optimized") is not None
+  jax.config.update("jax_disable_most_optimizations", not whole)
+
+
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-  """Every process compiles the same programs: once is enough."""
+def environment():
+  """Returns the environment of programs that tests start."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "ODC_JAX_CACHE": str(CACHE),
   }
 
 

@@ -459,6 +459,7 @@ def test_random_memories_on_one_and_eight_devices():
 # What travels.
 
 
+@pytest.mark.optimized
 def test_no_collective_grows_with_the_data_set():
   k, d = 16, 8
   mesh = mesh_lib.make_mesh(8)

@@ -1,10 +1,28 @@
 """Mistakes: exit status 2 and one line with the value and the remedy."""
 
-import pytest
+import shlex
 
+import pytest
+from absl import flags as absl_flags
+
+import run as program
+from odc_jax import UserError
 from tests.program import assert_refused, run
 
+# ml_collections loads a config by a method that Python deprecates.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+
 QUICK = "--config=configs/odc_digits.py:quick"
+
+
+def start_here(*args):
+  """Does in this process what `python run.py` does."""
+  absl_flags.FLAGS.unparse_flags()
+  for name in list(absl_flags.FLAGS):
+    absl_flags.FLAGS[name].unparse()
+  program.main(program._parse(["run.py", *args]))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +70,32 @@ QUICK = "--config=configs/odc_digits.py:quick"
   ],
   ids=lambda value: (value or ["nothing"])[-1],
 )
-def test_mistakes_are_answered_in_one_line(environment, tmp_path, flags, words):
+def test_mistakes_are_answered_in_one_line(tmp_path, flags, words):
   workdir = tmp_path / "run"
-  assert_refused(run(environment, workdir, *flags), *words)
+  with pytest.raises(UserError) as refused:
+    start_here(f"--workdir={workdir}", *flags)
+  assert "\n" not in str(refused.value)
+  for word in words:
+    assert word in str(refused.value)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    # One of each layer: a flag, the file, a key, a value, the data.
+    ("--wrkdir=x", ["wrkdir"]),
+    ("--config=configs/missing.py", ["configs/missing.py"]),
+    (f"{QUICK} --config.odc.momentun=0.5", ["config.odc.momentun"]),
+    (f"{QUICK} --config.batch_size=4096", ["batch_size=4096", "1797 images"]),
+    (f"{QUICK} --config.data.source=folder:/nowhere", ["/nowhere"]),
+  ],
+)
+def test_the_program_says_so_and_ends_with_2(
+  environment, tmp_path, flags, words
+):
+  workdir = tmp_path / "run"
+  assert_refused(run(environment, workdir, *shlex.split(flags)), *words)
   assert not workdir.exists()
 
 

@@ -13,6 +13,7 @@ ROWS = 1_281_024  # a device's: ImageNet on one, or eight times it on eight
 D, K = 256, 10_000
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   "name",

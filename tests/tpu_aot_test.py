@@ -24,6 +24,7 @@ from odc_jax.training.programs import assemble
 from tests.methods import passes
 
 pytestmark = [
+  pytest.mark.optimized,
   pytest.mark.tpu_aot,
   pytest.mark.skipif(
     # In the gate a missing libtpu is an error, which names the remedy.

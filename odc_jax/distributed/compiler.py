@@ -1,10 +1,19 @@
-"""Options of the compiler, where its own choice is the slower one."""
+"""The compiler: what it keeps, and options where its own choice is slower."""
 
 import functools
+import hashlib
 import os
+import pathlib
+import platform
+import warnings
+from collections.abc import Mapping
 
 import jax
+import jaxlib
 from jax.sharding import Mesh
+
+# Programs that compile faster are not worth a file.
+_LEAST_SECONDS = 0.1
 
 # XLA hands convolutions, matrix products and reductions on a CPU to YNN, a
 # library. Reductions gain by that: XLA's own would cut them into small windows.
@@ -60,3 +69,61 @@ def options_for_once(mesh: Mesh) -> dict[str, int] | None:
   if mesh.devices.flat[0].platform != "cpu":
     return None
   return {"xla_backend_optimization_level": 0}
+
+
+def keep_compiled(environ: Mapping[str, str]) -> pathlib.Path | None:
+  """Keeps compiled programs on disk, for the next start to read.
+
+  Args:
+    environ: `ODC_JAX_CACHE` is a folder for them, or "off"; without it they
+      are below the user's cache directory. JAX's own setting goes first.
+
+  Returns:
+    The folder; None if there is none that can be written to.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
+    return None
+  given = environ.get("ODC_JAX_CACHE", "")
+  if given == "off":
+    return None
+  try:
+    base = pathlib.Path(given).expanduser() if given else _user_cache(environ)
+    folder = base / _compiled_for()
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # no home, or one that is read only
+    return None
+  if not os.access(folder, os.W_OK):
+    return None
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS
+  )
+  # An entry that a kill cut short is not read but compiled again: no matter to
+  # the user.
+  warnings.filterwarnings("ignore", "Error (reading|writing) persistent comp")
+  return folder
+
+
+def _user_cache(environ: Mapping[str, str]) -> pathlib.Path:
+  """Returns where this system keeps what programs can make again."""
+  if xdg := environ.get("XDG_CACHE_HOME"):
+    return pathlib.Path(xdg, "odc_jax")
+  if platform.system() == "Darwin":
+    return pathlib.Path.home() / "Library/Caches/odc_jax"
+  return pathlib.Path.home() / ".cache/odc_jax"
+
+
+def _compiled_for() -> str:
+  """Returns a name that another jaxlib or another kind of CPU does not have."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  kinds = {
+    line
+    for line in lines
+    if line.startswith(("flags", "model name", "Features"))
+  }
+  kinds |= {platform.machine(), platform.processor()}
+  digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
+  return f"jaxlib-{jaxlib.__version__}-{digest[:12]}"

@@ -65,6 +65,9 @@ def start(
     rendezvous.meet(launch, timeout)
   import jax
 
+  from odc_jax.distributed import compiler
+
+  compiler.keep_compiled(os.environ)
   evidence = platforms.accelerator(os.environ)
   # AMD's integrated graphics have it too: no evidence, but a doubt.
   amd = pathlib.Path("/dev/kfd").exists()

@@ -73,6 +73,26 @@ class Stopwatch:
       self._room.release()
 
 
+def time_left(seconds: float) -> str:
+  """Returns how long training will take, in words.
+
+  Args:
+    seconds: From now to the last step, evaluations not counted.
+  """
+  if seconds < 90:
+    about = f"{max(1, round(seconds))} s"
+  elif seconds < 90 * 60:
+    about = f"{round(seconds / 60)} minutes"
+  elif seconds < 48 * 3600:
+    about = f"{seconds / 3600:.1f} hours"
+  else:
+    about = f"{seconds / 86400:.1f} days"
+  text = f"training takes about {about} from here on this machine"
+  if seconds > 3600 and jax.default_backend() == "cpu":
+    text += "; the config's :quick variant shows in minutes that all is well"
+  return text
+
+
 def verdict(
   config: Config,
   images_per_second: float,

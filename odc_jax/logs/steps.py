@@ -45,6 +45,7 @@ class StepLog:
     writer: MetricWriter | SilentWriter,
     learning_rate: Callable[[int], Any],
     steps_per_epoch: int,
+    num_steps: int,
   ):
     """Starts the clock.
 
@@ -53,6 +54,7 @@ class StepLog:
       writer: Where scalars go.
       learning_rate: From the step.
       steps_per_epoch: Steps per epoch.
+      num_steps: Steps of the whole run.
     """
     self._config = config
     self._every = config.log_every
@@ -64,6 +66,7 @@ class StepLog:
     # (step, scalars) to be written at the next interval.
     self._pending: tuple[int, dict[str, Any]] | None = None
     self._stopwatch = bottleneck.Stopwatch()
+    self._steps_of_run = num_steps
     self._num_steps = 0
     # Since the last log line, and in all.
     self._interval, self._total = _Tally(), _Tally()
@@ -119,7 +122,12 @@ class StepLog:
     self._write_pending()
     scalars = {**scalars, "train/learning_rate": self._learning_rate(step)}
     if self._interval.steps:
+      first = not self._total.steps
       scalars |= self._speed()
+      if first:
+        seconds = scalars["speed/step_ms"] / 1000
+        seconds *= self._steps_of_run - step - 1
+        self._writer.say(bottleneck.time_left(seconds))
     self._pending = (step + 1, scalars)
 
   def _speed(self) -> dict[str, float]:

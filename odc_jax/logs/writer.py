@@ -1,12 +1,13 @@
-"""Names of every logged scalar, and where they are written."""
+"""Where scalars are written: metrics.jsonl, TensorBoard, the terminal."""
 
 import json
-import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from tensorboardX import SummaryWriter
 
 from odc_jax.files import write_whole
 from odc_jax.logs import progress
@@ -67,7 +68,7 @@ class MetricWriter:
     for line in kept:
       self._judge(json.loads(line))
     self._file = self._path.open("a")
-    self._tensorboard = _tensorboard(workdir / "tensorboard")
+    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
     self._start = time.time()
     self._progress = progress.on_terminal()
     if self._progress is not None:
@@ -97,8 +98,8 @@ class MetricWriter:
     }
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
-    if self._tensorboard is not None:
-      self._tensorboard.write_scalars(step, values)
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
     self._show(step, epoch, values)
     for finding in self._judge(line):
       # A progress bar makes way for what is printed to standard error.
@@ -133,6 +134,13 @@ class MetricWriter:
     else:
       self._progress.update(self._task, note="  ".join(shown))
 
+  def say(self, text: str) -> None:
+    """Prints a line, above the progress bar where there is one."""
+    if self._progress is None:
+      print(text, flush=True)
+    else:
+      self._progress.console.print(text)
+
   def advance(self, step: int) -> None:
     """Moves the progress bar."""
     if self._progress is not None:
@@ -141,16 +149,14 @@ class MetricWriter:
   def flush(self) -> None:
     """Puts everything on disk."""
     self._file.flush()
-    if self._tensorboard is not None:
-      self._tensorboard.flush()
+    self._tensorboard.flush()
 
   def close(self) -> None:
     """Flushes and closes everything."""
     if self._progress is not None:
       self._progress.stop()
     self._file.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+    self._tensorboard.close()
 
 
 class SilentWriter:
@@ -162,6 +168,9 @@ class SilentWriter:
 
   def write(self, step: int, epoch: float, scalars: Mapping[str, Any]) -> None:
     """Writes nothing."""
+
+  def say(self, text: str) -> None:
+    """Prints nothing."""
 
   def advance(self, step: int) -> None:
     """Shows nothing."""
@@ -209,22 +218,3 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
   """Returns the lines that were written to their end."""
   text = path.read_text()
   return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _tensorboard(folder: pathlib.Path):
-  """Returns clu's TensorBoard writer, or None where TensorFlow is missing."""
-  # TensorFlow greets with a warning about a library that scalars do not need.
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  # Late: importing TensorFlow takes seconds.
-  try:
-    import tensorflow as tf
-    from clu import metric_writers
-  except ImportError as error:
-    print(
-      f"no TensorBoard files: {error}; pip install -r requirements.txt",
-      file=sys.stderr,
-    )
-    return None
-  # Otherwise writing the first scalar takes all of the GPUs' memory.
-  tf.config.set_visible_devices([], "GPU")
-  return metric_writers.SummaryWriter(str(folder))

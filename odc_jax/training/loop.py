@@ -77,6 +77,7 @@ def _train(run: Run, rollbacks, num_groups, stack):
     writer,
     optim.schedule(run.config.optimizer, run.steps_per_epoch),
     run.steps_per_epoch,
+    run.num_steps,
   )
   stack.callback(log.close)
   schedule = Schedule(

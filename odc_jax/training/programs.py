@@ -133,7 +133,11 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   }
   return Program(
-    jax.jit(init, out_shardings=shardings),
+    jax.jit(
+      init,
+      out_shardings=shardings,
+      compiler_options=compiler.options_for_once(mesh),
+    ),
     step,
     forward,
     maps,

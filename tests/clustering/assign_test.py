@@ -82,6 +82,7 @@ def test_no_such_number_of_examples(mesh):
     assign.assign_all(x, x[:3], 65)
 
 
+@pytest.mark.optimized
 def test_no_communication_and_bounded_temporaries():
   n, d, k = 8 * 4096, 4, 512
   mesh = mesh_lib.make_mesh(8)

@@ -340,6 +340,7 @@ def test_mistakes(mesh):
 # Communication.
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("init", ["random", "k-means++"])
 def test_nothing_that_grows_with_n_moves(init):
   def compiled(n):

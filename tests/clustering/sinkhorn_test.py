@@ -108,6 +108,7 @@ def test_codes_by_hand():
   np.testing.assert_allclose(codes.sum(axis=0), 2, rtol=1e-4)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", ["transport", "codes"])
 def test_only_sums_over_rows_move(kind):
   n, k, q = 8 * 1024, 16, 512

@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from odc_jax import mesh as mesh_lib
 from odc_jax.distributed import compiler
 
+pytestmark = pytest.mark.optimized
+
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 
 

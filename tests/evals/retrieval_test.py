@@ -119,6 +119,7 @@ def test_the_map_of_a_sample_is_called_so(mesh, monkeypatch):
   assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.optimized
 def test_the_index_stays_where_it_is():
   mesh = mesh_lib.make_mesh(8)
   rows, width, queries = 4096, 512, 256

@@ -237,12 +237,6 @@ def test_the_advice_names_keys_that_exist(method):
     assert key in config[section], name
 
 
-@pytest.fixture
-def no_tensorboard(monkeypatch):
-  """TensorFlow takes seconds to import."""
-  monkeypatch.setattr(writer_lib, "_tensorboard", lambda folder: None)
-
-
 def write(workdir, log, resumed_at=None):
   """Writes a log as a run does that ends, or dies, with its last line."""
   writer = writer_lib.MetricWriter(
@@ -257,7 +251,6 @@ def write(workdir, log, resumed_at=None):
 SICK = {"embedding_std": 0.1, "label_change": 0.8}
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_a_warning_is_printed_and_kept(tmp_path, capsys):
   write(tmp_path, lines(5, **SICK))
   kept = [
@@ -273,7 +266,6 @@ def test_a_warning_is_printed_and_kept(tmp_path, capsys):
   ]
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_a_healthy_run_leaves_no_warnings(tmp_path, capsys):
   # Not even those of the run that was here before.
   (tmp_path / "warnings.jsonl").write_text('{"sign": "old"}\n')
@@ -282,7 +274,6 @@ def test_a_healthy_run_leaves_no_warnings(tmp_path, capsys):
   assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 @pytest.mark.parametrize("killed_at", range(5, 90, 5))
 def test_a_run_that_goes_on_has_the_same_warnings(tmp_path, capsys, killed_at):
   """Killed at any line; the last checkpoint is of the epoch before."""

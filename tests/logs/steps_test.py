@@ -15,13 +15,16 @@ class Writer(writer_lib.MetricWriter):
   """Keeps what it is handed."""
 
   def __init__(self):
-    self.written, self.advanced = [], []
+    self.written, self.advanced, self.said = [], [], []
 
   def write(self, step, epoch, scalars):
     self.written.append((step, epoch, dict(scalars)))
 
   def advance(self, step):
     self.advanced.append(step)
+
+  def say(self, text):
+    self.said.append(text)
 
 
 def make_log(writer, every):
@@ -32,7 +35,7 @@ def make_log(writer, every):
       "data": {"num_threads": 2, "num_workers": 0},
     }
   )
-  return steps_lib.StepLog(config, writer, lambda step: step / 100, 8)
+  return steps_lib.StepLog(config, writer, lambda step: step / 100, 8, 1000)
 
 
 def add(log, step, finite=True):
@@ -185,3 +188,28 @@ def test_a_run_of_one_step_has_no_verdict(clock):
   clock.now += 3
   add(log, 1)
   assert "3 images/s" in log.verdict()
+
+
+def test_the_time_left_is_said_once(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(steps_lib, "time", clock)
+  monkeypatch.setattr(bottleneck, "Stopwatch", lambda: Stopwatch(clock))
+  writer = Writer()
+  log = make_log(writer, 4)
+  for step in range(16):
+    clock.now += 0.5
+    add(log, step)
+  # Of 1,000 steps 996 are to come, half a second each.
+  assert writer.said == [
+    "training takes about 8 minutes from here on this machine"
+  ]
+
+
+@pytest.mark.parametrize(
+  ("seconds", "words"),
+  [(0.2, "1 s"), (89, "89 s"), (600, "10 minutes"), (9 * 3600, "9.0 hours")],
+)
+def test_times_in_words(seconds, words):
+  said = bottleneck.time_left(seconds)
+  assert f"about {words} from here" in said
+  assert (":quick" in said) == (seconds > 3600)

@@ -10,12 +10,6 @@ import pytest
 from odc_jax.logs import writer as writer_lib
 
 
-@pytest.fixture
-def no_tensorboard(monkeypatch):
-  """TensorFlow takes seconds to import; one test looks at its files."""
-  monkeypatch.setattr(writer_lib, "_tensorboard", lambda folder: None)
-
-
 def lines(workdir):
   return [
     json.loads(line)
@@ -23,7 +17,6 @@ def lines(workdir):
   ]
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_a_line_for_every_write(tmp_path, capsys):
   writer = writer_lib.MetricWriter(tmp_path, 0, 100)
   writer.write(20, 0.712345, {"train/loss": jnp.float32(0.5)})
@@ -43,7 +36,6 @@ def test_a_line_for_every_write(tmp_path, capsys):
   assert shown[1] == "step 28/100  epoch 1.0  knn_top1 0.25"
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_an_undeclared_name_is_an_error_and_writes_nothing(tmp_path):
   writer = writer_lib.MetricWriter(tmp_path, 0, 100)
   with pytest.raises(KeyError, match="train/los'"):
@@ -52,7 +44,6 @@ def test_an_undeclared_name_is_an_error_and_writes_nothing(tmp_path):
   assert lines(tmp_path) == []
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_going_on_drops_later_lines_and_a_half_written_one(tmp_path):
   writer = writer_lib.MetricWriter(tmp_path, 0, 100)
   for step in (10, 20, 30):
@@ -73,7 +64,6 @@ def test_going_on_drops_later_lines_and_a_half_written_one(tmp_path):
   ]
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_last_values_are_of_evaluations_and_clusters(tmp_path):
   writer = writer_lib.MetricWriter(tmp_path, 0, 100)
   writer.write(10, 1.0, {"eval/knn_top1": 0.1, "cluster/empty": 4})
@@ -98,7 +88,6 @@ def test_tensorboard_gets_the_scalars_too(tmp_path):
   writer.close()
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 def test_what_is_not_finite_can_still_be_written_and_read(tmp_path):
   writer = writer_lib.MetricWriter(tmp_path, 0, 100)
   writer.write(10, 1.0, {"train/loss": jnp.float32(jnp.nan)})

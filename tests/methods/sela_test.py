@@ -156,6 +156,7 @@ def test_loss_by_hand():
   assert aux["train/cluster_accuracy"] == 0.5
 
 
+@pytest.mark.optimized
 def test_a_solve_moves_only_sums_over_clusters():
   n, k = 8 << 18, 64
   mesh = mesh_lib.make_mesh(8)

@@ -214,6 +214,7 @@ def test_a_queue_takes_part_once_it_is_full(mesh):
   np.testing.assert_allclose(found.codes[0], expected, rtol=1e-5)
 
 
+@pytest.mark.optimized
 def test_nothing_but_batches_and_prototypes_moves():
   n, b, k, d, q = 8 * 4096, 64, 48, 8, 128
   mesh = mesh_lib.make_mesh(8)

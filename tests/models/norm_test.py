@@ -105,6 +105,7 @@ def test_groups_equal_one_call_each(mesh):
   np.testing.assert_allclose(var, np.mean(variances, 0), rtol=1e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("group_size", [0, 2, 8])
 def test_devices_exchange_sums_only(group_size):
   """Whether groups are smaller than a device's share, larger, or everything."""

@@ -199,6 +199,7 @@ def test_relu_keeps_nan_and_stops_the_gradient_at_zero():
   )
 
 
+@pytest.mark.optimized
 def test_the_input_of_a_convolution_is_computed_once():
   """And not anew, in another order, for the gradient of the kernel."""
 

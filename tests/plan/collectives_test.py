@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import pytest
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.plan import collectives
@@ -38,6 +39,7 @@ def test_an_asynchronous_one_on_a_tpu_counts_once():
   assert collectives.collectives(text) == [("all-gather", "f32[8,2]", 64)] * 2
 
 
+@pytest.mark.optimized
 def test_a_compiled_gather():
   mesh = mesh_lib.make_mesh(8)
   with jax.set_mesh(mesh):

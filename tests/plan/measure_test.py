@@ -16,6 +16,8 @@ from odc_jax.plan import chips, measure
 from odc_jax.training.programs import assemble
 from tests.program import assert_refused, run
 
+pytestmark = pytest.mark.optimized
+
 MIB = 2**20
 
 

@@ -185,6 +185,7 @@ def compiled(name, num_examples):
     return {name: measure.measure(lower) for name, lower in programs.items()}
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 @each_method
 def test_nothing_that_grows_with_the_data_moves(name):

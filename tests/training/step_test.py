@@ -123,6 +123,7 @@ def large():
   return 8 * 128 * 1024, compiled_step(8 * 128 * 1024, 8)
 
 
+@pytest.mark.optimized
 def test_a_step_moves_nothing_that_grows_with_the_data(large):
   small = collectives.collectives(compiled_step(8 * 1024, 8).as_text())
   found = collectives.collectives(large[1].as_text())
@@ -131,6 +132,7 @@ def test_a_step_moves_nothing_that_grows_with_the_data(large):
   assert max(size for _, _, size in found) < 2 * 2**20
 
 
+@pytest.mark.optimized
 def test_a_step_updates_the_memory_in_place(large):
   num_examples, compiled = large
   memory = compiled.memory_analysis()
