@@ -207,7 +207,7 @@ def test_the_time_left_is_said_once(monkeypatch):
 
 @pytest.mark.parametrize(
   ("seconds", "words"),
-  [(0.2, "1 s"), (89, "89 s"), (600, "10 minutes"), (9 * 3600, "9.0 hours")],
+  [(0.2, "1 s"), (89.0, "89 s"), (600.0, "10 minutes"), (32400.0, "9.0 hours")],
 )
 def test_times_in_words(seconds, words):
   said = bottleneck.time_left(seconds)
