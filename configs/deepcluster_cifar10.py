@@ -61,12 +61,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
-      # The pooled features are the embeddings. The other necks would read what
-      # comes next.
+      # The pooled features are the embeddings.
       "neck": "none",
-      "neck_hidden": 512,
-      "embedding_dim": 128,
-      "dropout": 0.5,
       "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",

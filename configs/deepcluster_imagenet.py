@@ -120,6 +120,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.name = "resnet50"
     # The pooled features are the embeddings.
     config.model.neck = "none"
+    for key in "neck_hidden", "embedding_dim", "dropout":
+      del config.model[key]
     # 8 GPUs with 64 images each; only matters where the loss is re-weighted.
     config.model.group_size = 64
     config.deepcluster.sampler = "openselfsup"

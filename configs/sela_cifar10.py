@@ -67,11 +67,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
-      # The heads are on the pooled features: what only necks read is idle.
+      # The heads are on the pooled features.
       "neck": "none",
-      "neck_hidden": 4096,
-      "embedding_dim": 512,
-      "dropout": 0.5,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }
@@ -105,6 +102,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.width = 16
     config.num_clusters = 100
     config.extra_clusters = (100,)
-    config.model.embedding_dim = 128
     config.sela.num_solves = 2
   return config

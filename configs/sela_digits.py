@@ -63,11 +63,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
-      # The heads are on the pooled features: what only necks read is idle.
+      # The heads are on the pooled features.
       "neck": "none",
-      "neck_hidden": 4096,
-      "embedding_dim": 128,
-      "dropout": 0.5,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
     }

@@ -106,14 +106,15 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
   config.update(common.logging())
-  if variant == "resnet50":
+  is_quick = common.is_quick(variant, "resnet50")
+  if variant:
+    # A ResNet: the heads are on its pooled features.
     config.model.name = "resnet50"
     config.model.neck = "none"
-    config.model.embedding_dim = 2048
-  elif common.is_quick(variant, "resnet50"):
+    for key in "neck_hidden", "embedding_dim", "dropout":
+      del config.model[key]
+  if is_quick:
     common.shrink_imagenet(config)
-    config.model.neck = "none"
-    config.model.embedding_dim = 512
     config.extra_clusters = (100,)
     config.sela.num_solves = 6
   return config
