@@ -124,6 +124,7 @@ def main(argv: list[str]) -> None:
 
   workdir = _workdir()
   with lifeline.together():
+    _check_given()
     if MODE.value == "evaluate":
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
@@ -153,6 +154,18 @@ def _check_flags() -> None:
   ):
     if flag.value and MODE.value not in modes:
       raise UserError(f"--{flag.name} needs --mode={' or '.join(modes)}")
+
+
+def _check_given() -> None:
+  """Raises a UserError where a --config.KEY does nothing in this experiment."""
+  if CONFIG.value is None:
+    return
+  from odc_jax.config import check, options
+  from odc_jax.methods import METHODS
+
+  method = check.choose(METHODS, CONFIG.value.method, "method")
+  given = config_flags.get_override_values(flags.FLAGS["config"])
+  options.check(CONFIG.value, method, given)
 
 
 def _workdir() -> pathlib.Path:
@@ -219,6 +232,7 @@ def _plan() -> None:
   # Late: JAX reads the environment when it is imported.
   from odc_jax.plan import measure
 
+  _check_given()
   measure.run(
     CONFIG.value,
     topology_name=TOPOLOGY.value,

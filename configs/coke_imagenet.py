@@ -16,6 +16,8 @@ configs/odc_imagenet.py.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -36,11 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.08, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 256,
-      "num_threads": 16,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=16),
     }
   )
   config.augment = ConfigDict(
@@ -100,29 +98,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "validation",
-      "every_epochs": 20,
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = 1
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
+  config.eval = common.evaluation(split="validation", every_epochs=20)
+  config.update(common.logging())
   if variant == "single":
     # One view, averaged clusters from epoch 801 on.
     config.data.views = 1
@@ -154,23 +131,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.small_size = 96
     config.data.small_crop_scale = (0.05, 0.6)
     config.coke.large_weight = 0.5
-  elif variant == "quick":
-    # 1 % of the images, small: minutes on a GPU.
-    config.data.split = "train[:1%]"
-    config.data.image_size = 64
-    config.data.eval_resize = 73
-    config.model.name = "resnet18"
-    config.num_clusters = 100
+  elif common.is_quick(variant, "single", "multicrop"):
+    common.shrink_imagenet(config)
     config.extra_clusters = (150, 200)
-    config.num_epochs = 2
-    config.batch_size = 128
-    config.eval.every_epochs = 2
-    config.log_every = 10
     config.optimizer.hold_epochs = 0
     config.optimizer.warmup_epochs = 0.0
     config.optimizer.learning_rate = 0.2
-  elif variant:
-    raise ValueError(
-      f"unknown variant {variant!r}; there are :quick, :single and :multicrop"
-    )
   return config

@@ -14,6 +14,8 @@ CPU cores about 2 minutes (4 min 13 s of CPU time, one run, seed 0):
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -32,11 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.6, 1.0),
       "crop_ratio": (0.8, 1.25),
       "eval_resize": 32,
-      "num_threads": 2,
-      "num_workers": 0,
-      "prefetch": 8,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=2, prefetch=8),
     }
   )
   config.augment = ConfigDict(
@@ -65,12 +63,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
-      # The pooled features are the embeddings. The other necks would read what
-      # comes next.
+      # The pooled features are the embeddings.
       "neck": "none",
-      "neck_hidden": 512,
-      "embedding_dim": 128,
-      "dropout": 0.5,
       "group_size": 0,
       # A file to start from, as docs/weights.md has them; "": at random.
       "weights": "",
@@ -99,35 +93,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "",
-      "every_epochs": 10,
-      "batch_size": 256,
-      "knn_k": 5,
-      "knn_temperature": 0.0,
-      # 30 is for ResNet-50 on ImageNet; here it ends at a training loss of 0.7.
-      # Of 0.1, 0.3, 1 and 3 this one has the lowest over the epochs.
-      "linear_learning_rate": 0.3,
-      "linear_epochs": 30,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 30,
-      "probe_batch_size": 64,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 20
-  config.checkpoint_every_epochs = 10
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
-  if variant == "quick":
-    config.num_epochs = 5
-    config.eval.every_epochs = 5
-    config.checkpoint_every_epochs = 1
-  elif variant:
-    raise ValueError(f"unknown variant {variant!r}; there is :quick")
+  config.eval = common.evaluation_of_digits()
+  config.update(common.logging(log_every=20, checkpoint_every_epochs=10))
+  if common.is_quick(variant):
+    common.shorten(config, num_epochs=5)
   return config

@@ -19,6 +19,8 @@ ImageNet has to be prepared once, as configs/odc_imagenet.py tells.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -38,11 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.08, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 256,
-      "num_threads": 16,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=16),
     }
   )
   config.augment = ConfigDict(
@@ -104,29 +102,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "validation",
-      "every_epochs": 20,
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = 1
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
+  config.eval = common.evaluation(split="validation", every_epochs=20)
+  config.update(common.logging())
   if variant == "vgg16":
     config.model.name = "vgg16"
   elif variant in ("resnet50", "resnet50_sobel"):
@@ -143,11 +120,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.name = "resnet50"
     # The pooled features are the embeddings.
     config.model.neck = "none"
+    for key in "neck_hidden", "embedding_dim", "dropout":
+      del config.model[key]
     # 8 GPUs with 64 images each; only matters where the loss is re-weighted.
     config.model.group_size = 64
     config.deepcluster.sampler = "openselfsup"
     config.optimizer.learning_rate = 0.1 if config.augment.sobel else 0.3
-  elif variant == "quick":
+  elif common.is_quick(variant, "vgg16", "resnet50", "resnet50_sobel"):
     # 1 % of the images, and a quarter of the channels: minutes on a GPU. The
     # fully connected layers want the whole 224 pixels.
     config.data.split = "train[:1%]"
@@ -156,13 +135,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.embedding_dim = 512
     config.deepcluster.pca_dim = 64
     config.num_clusters = 100
-    config.num_epochs = 2
+    common.shorten(config, num_epochs=2)
     config.batch_size = 128
-    config.eval.every_epochs = 2
     config.log_every = 10
-  elif variant:
-    raise ValueError(
-      f"unknown variant {variant!r}; there are :vgg16, :resnet50, "
-      ":resnet50_sobel and :quick"
-    )
   return config

@@ -11,6 +11,8 @@ LARS that clips (trust 0.02). This is SGD; its values have not been tuned.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -34,11 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "small_size": 16,
       "small_crop_scale": (0.05, 0.2),
       "eval_resize": 32,
-      "num_threads": 4,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=4),
     }
   )
   config.augment = ConfigDict(
@@ -95,36 +93,12 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "test",
-      "every_epochs": 10,
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = 1
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
-  if variant == "quick":
+  config.eval = common.evaluation(split="test", every_epochs=10)
+  config.update(common.logging())
+  if common.is_quick(variant):
+    common.shorten(config, num_epochs=1)
     config.model.width = 16
     config.num_clusters = 100
     config.extra_clusters = (100, 100)
-    config.num_epochs = 1
     config.optimizer.warmup_epochs = 0.0
-    config.eval.every_epochs = 1
-  elif variant:
-    raise ValueError(f"unknown variant {variant!r}; there is :quick")
   return config

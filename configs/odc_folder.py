@@ -13,6 +13,8 @@ laptop for a few thousand photographs, to see that all is well.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -31,11 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.2, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 146,
-      "num_threads": 8,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=8),
     }
   )
   config.augment = ConfigDict(
@@ -101,35 +99,12 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "",
-      "every_epochs": "auto",
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = "auto"
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
-  if variant == "quick":
+  config.eval = common.evaluation(split="", every_epochs="auto")
+  config.update(common.logging(checkpoint_every_epochs="auto"))
+  if common.is_quick(variant):
     config.data.image_size = 64
     config.data.eval_resize = 73
     config.model.width = 16
     config.num_epochs = "10"
     config.log_every = 10
-  elif variant:
-    raise ValueError(f"unknown variant {variant!r}; there is :quick")
   return config

@@ -15,6 +15,8 @@ self-labelling stage that is neither in the official repository nor here
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -35,11 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.3, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 32,
-      "num_threads": 4,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=4),
     }
   )
   config.augment = ConfigDict(
@@ -102,36 +100,12 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "test",
-      "every_epochs": 10,
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = 1
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
-  if variant == "quick":
+  config.eval = common.evaluation(split="test", every_epochs=10)
+  config.update(common.logging())
+  if common.is_quick(variant):
+    common.shorten(config, num_epochs=1)
     config.model.width = 16
     config.extra_clusters = (20,)
     config.optimizer.hold_epochs = 0
     config.optimizer.warmup_epochs = 0.0
-    config.num_epochs = 1
-    config.eval.every_epochs = 1
-  elif variant:
-    raise ValueError(f"unknown variant {variant!r}; there is :quick")
   return config

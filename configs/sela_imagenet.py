@@ -23,6 +23,8 @@ from image-net.org:
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> ConfigDict:
   config = ConfigDict()
@@ -43,11 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.08, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 256,
-      "num_threads": 16,
-      "num_workers": 0,
-      "prefetch": 16,
-      "on_error": "replace",
-      "max_bad_fraction": 0.01,
+      **common.reading(num_threads=16),
     }
   )
   config.augment = ConfigDict(
@@ -106,50 +104,17 @@ def get_config(variant: str = "") -> ConfigDict:
       "num_epochs": config.get_ref("num_epochs"),
     }
   )
-  config.eval = ConfigDict(
-    {
-      "evaluators": ("knn", "clustering"),
-      "split": "validation",
-      "every_epochs": 20,
-      "batch_size": 512,
-      "knn_k": 20,
-      "knn_temperature": 0.07,
-      "linear_learning_rate": 30.0,
-      "linear_epochs": 100,
-      "stages_learning_rate": 0.01,
-      "stages_epochs": 90,
-      "probe_batch_size": 256,
-      "semi_epochs": 20,
-      "semi_learning_rates": (0.001, 0.01, 0.1),
-      "semi_head_multipliers": (1, 10, 100),
-      "semi_lists": ("", ""),
-    }
-  )
-  config.log_every = 50
-  config.checkpoint_every_epochs = 1
-  config.keep_checkpoints = 2
-  config.on_nan = "stop"
-  if variant == "resnet50":
+  config.eval = common.evaluation(split="validation", every_epochs=20)
+  config.update(common.logging())
+  is_quick = common.is_quick(variant, "resnet50")
+  if variant:
+    # A ResNet: the heads are on its pooled features.
     config.model.name = "resnet50"
     config.model.neck = "none"
-    config.model.embedding_dim = 2048
-  elif variant == "quick":
-    # 1 % of the images, small: minutes on a GPU.
-    config.data.split = "train[:1%]"
-    config.data.image_size = 64
-    config.data.eval_resize = 73
-    config.model.name = "resnet18"
-    config.model.neck = "none"
-    config.model.embedding_dim = 512
-    config.num_clusters = 100
+    for key in "neck_hidden", "embedding_dim", "dropout":
+      del config.model[key]
+  if is_quick:
+    common.shrink_imagenet(config)
     config.extra_clusters = (100,)
     config.sela.num_solves = 6
-    config.num_epochs = 2
-    config.batch_size = 128
-    config.eval.every_epochs = 2
-    config.log_every = 10
-  elif variant:
-    raise ValueError(
-      f"unknown variant {variant!r}; there are :quick and :resnet50"
-    )
   return config

@@ -2,19 +2,16 @@
 
 import ast
 import functools
-import importlib.util
 import pathlib
 import re
 
 import pytest
-from ml_collections import ConfigDict
 
 from odc_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "odc_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 @functools.cache
@@ -277,93 +274,3 @@ def test_the_loop_knows_no_method_by_name(path, method):
   text = re.sub(r"odc_jax\.|\w+\.py", "", path.read_text())
   assert not re.search(rf"\b{method}\.", text)
   assert f'"{method}"' not in text
-
-
-def load(path, *args) -> ConfigDict:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*args)
-
-
-def keys_of(config, prefix=()):
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      yield from keys_of(value, (*prefix, key))
-    else:
-      yield (*prefix, key)
-
-
-@functools.cache
-def attributes_read():
-  """Returns every name behind a dot in the package, or in `get("name", _)`."""
-  names = set()
-  for path in SOURCES:
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Attribute):
-        names.add(node.attr)
-      if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "get"
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-      ):
-        names.add(node.args[0].value)
-  return names
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_key_of_a_config_is_read(path):
-  read = attributes_read()
-  unread = [".".join(key) for key in keys_of(load(path)) if key[-1] not in read]
-  assert not unread
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_configs_of_a_method_hold_the_same_keys(path):
-  """A script that overrides a key can do so for all of its experiments."""
-  method, _, _ = path.stem.rpartition("_")
-  assert load(path).method == method
-  first = next(other for other in CONFIGS if other.stem.startswith(method))
-  assert set(keys_of(load(path))) == set(keys_of(load(first)))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_its_experiments(method):
-  assert {"imagenet", "cifar10", "digits"} <= {
-    path.stem.removeprefix(f"{method}_") for path in CONFIGS
-  }
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_quick_is_the_same_experiment_made_smaller(path):
-  whole, quick = load(path), load(path, "quick")
-  assert set(keys_of(whole)) == set(keys_of(quick))
-  assert whole.num_epochs == "auto" or quick.num_epochs < whole.num_epochs
-  assert quick.optimizer.num_epochs == quick.num_epochs
-  with pytest.raises(ValueError, match="quick"):
-    load(path, "slow")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_the_docstring_of_a_config_starts_with_its_command(path):
-  text = ast.get_docstring(ast.parse(path.read_text()))
-  assert f"python run.py --config=configs/{path.name}" in text
-
-
-def test_imagenet_has_the_published_hyper_parameters():
-  """OpenSelfSup configs/selfsup/odc/r50_v1.py."""
-  config = load(ROOT / "configs" / "odc_imagenet.py")
-  assert config.num_clusters == 10_000
-  assert config.batch_size == 8 * config.model.group_size == 512
-  assert config.num_epochs == 440
-  assert (config.odc.momentum, config.odc.min_cluster) == (0.5, 20)
-  assert (config.odc.centroid_every, config.odc.small_cluster_every) == (10, 1)
-  assert config.odc.assign_metric == "dot"
-  assert config.optimizer.learning_rate == 0.06
-  assert config.optimizer.decay_epochs == (400,)
-  assert config.optimizer.decay_rate == 0.4
-  assert config.optimizer.weight_decay == 1e-5
-  assert config.optimizer.head_momentum == 0
-  assert config.data.sampling == "replacement"

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def start(environment, workdir, *flags):
+def start(environment, workdir, *flags, cwd=ROOT):
   return subprocess.Popen(
-    [sys.executable, "run.py", f"--workdir={workdir}", *flags],
-    cwd=ROOT,
+    [sys.executable, str(ROOT / "run.py"), f"--workdir={workdir}", *flags],
+    cwd=cwd,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -29,8 +29,8 @@ def start(environment, workdir, *flags):
   )
 
 
-def run(environment, workdir, *flags):
-  process = start(environment, workdir, *flags)
+def run(environment, workdir, *flags, cwd=ROOT):
+  process = start(environment, workdir, *flags, cwd=cwd)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
 

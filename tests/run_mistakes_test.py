@@ -67,6 +67,10 @@ def start_here(*args):
       ["--config.data.source=folder:/your/images"],
     ),
     ([QUICK, "--config.data.source=mnist"], ["mnist", "digits"]),
+    (
+      [QUICK, "--config.augment.blur_sigma=(0.5,1.0)"],
+      ["augment.blur_sigma=(0.5, 1.0)", "augment.blur=0.0"],
+    ),
   ],
   ids=lambda value: (value or ["nothing"])[-1],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config
+from odc_jax.config import Config, options
 from odc_jax.errors import UserError
 from odc_jax.files import write_json
 
@@ -67,12 +67,15 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
         f"{workdir} holds a run whose config.json is missing or damaged; put "
         "it back, or choose another --workdir"
       ) from error
-    old, now = identity(old), identity(new)
+    old, now = (
+      {name.removeprefix("config."): value for name, value in each.items()}
+      for each in (identity(old), identity(new))
+    )
     differing = [
-      f"{name} was {old.get(name)!r}, is {now.get(name)!r}"
-      for name in sorted({*old, *now})
+      f"config.{name} was {old.get(name)!r}, is {now.get(name)!r}"
+      for name in options.differences(old, now)
       # What is evaluated has no part in what is trained.
-      if old.get(name) != now.get(name) and not name.startswith("config.eval.")
+      if not name.startswith("eval.")
     ]
     if differing:
       raise UserError(
@@ -94,18 +97,8 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     Dotted name -> value. Where a folder lies is left out: that it is the same
     one, the names of its images show.
   """
-  flat = _flat(config)
+  flat = options.flat(config, "config.")
   source = flat.get("config.data.source", "")
   if source.startswith("folder:"):
     flat["config.data.source"] = "folder:"
   return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}
-
-
-def _flat(node: Any, name: str = "config") -> dict[str, Any]:
-  """Returns dotted name -> value."""
-  if not isinstance(node, dict):
-    return {name: node}
-  flat = {}
-  for key, child in node.items():
-    flat |= _flat(child, f"{name}.{key}")
-  return flat

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config, auto, store
+from odc_jax.config import Config, auto, options, store
 from odc_jax.config import check as config_lib
 from odc_jax.data import folder, source, sources
 from odc_jax.distributed import processes
@@ -142,6 +142,8 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
     )
   else:
     of_run = None
+  if given is not None:
+    options.check(given, config_lib.choose(METHODS, given.method, "method"))
   asked: Config = of_run if given is None else given
   config_lib.choose(METHODS, asked.method, "method")
   train = sources.make(asked.data.source, asked.data.split)
@@ -193,8 +195,7 @@ def _on_other_data(of_run: Config, given: Config) -> Config:
   theirs["model.weights"] = given.model.weights  # where it began is no matter
   differing = [
     f"{name}={ours.get(name)} is not the run's, {theirs.get(name)}"
-    for name in sorted({*theirs, *ours})
-    if theirs.get(name) != ours.get(name)
+    for name in options.differences(theirs, ours)
   ]
   if differing:
     raise UserError(

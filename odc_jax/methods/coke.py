@@ -15,7 +15,8 @@ then on; with two, each view also learns from the other's soft assignment, and
 small crops from those of both.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,19 @@ class Targets(NamedTuple):
 
   clusters: Int[Array, "b h"]
   goals: tuple[tuple[Float[Array, "b k"], ...], ...]
+
+
+def idle(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the key that is the reason."""
+  if values.get("data.views") == 1:
+    yield "coke.hard_weight", "data.views"
+  else:
+    for key in ("stage", "num_slots", "slot_temperature"):
+      yield f"coke.{key}", "data.views"
+  if not values.get("data.small_views"):
+    yield "coke.large_weight", "data.small_views"
+  if not values.get("coke.prediction_weight"):
+    yield "model.predictor", "coke.prediction_weight"
 
 
 def init(config: Config, num_examples: int, key) -> CoKeState:
@@ -482,6 +496,25 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "coke.temperature",
+    "coke.dual_learning_rate",
+    "coke.size_ratio",
+    "coke.hard_weight",
+    "coke.prediction_weight",
+    "coke.large_weight",
+    "coke.stage",
+    "coke.num_slots",
+    "coke.slot_temperature",
+    "extra_clusters",
+    "data.views",
+    "data.small_views",
+    "data.small_size",
+    "data.small_crop_scale",
+    "model.embedding_dim",
+    "model.predictor",
+  ),
+  idle=idle,
   HEAD="none",
   # Officially every view goes through the network on its own.
   VIEWS_TOGETHER=False,

@@ -11,7 +11,8 @@ starts anew, with images drawn uniformly over the clusters.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,18 @@ class Targets(NamedTuple):
   """What the classifier is to say: the clusters y of the batch."""
 
   clusters: Int[Array, "b"]
+
+
+def idle(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the key that is the reason."""
+  if values.get("deepcluster.sampler") != "none":
+    yield "data.sampling", "deepcluster.sampler"
+  # Without weights a mean of groups' means is the mean.
+  if (
+    not values.get("deepcluster.reweight_power")
+    and values.get("model.neck") != "nonlinear"
+  ):
+    yield "model.group_size", "deepcluster.reweight_power"
 
 
 def init(config: Config, num_examples: int, key) -> DeepClusterState:
@@ -242,6 +255,16 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "deepcluster.pca_dim",
+    "deepcluster.kmeans_iters",
+    "deepcluster.kmeans_init",
+    "deepcluster.recluster_every",
+    "deepcluster.sampler",
+    "deepcluster.reweight_power",
+    "model.group_size",
+  ),
+  idle=idle,
   # The classifier has nothing to do with the clusters of another clustering.
   FRESH=("head",),
   recluster_due=recluster_due,

@@ -243,6 +243,17 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "deepcluster_v2.kmeans_iters",
+    "deepcluster_v2.temperature",
+    "deepcluster_v2.memory_dtype",
+    "extra_clusters",
+    "data.views",
+    "data.small_views",
+    "data.small_size",
+    "data.small_crop_scale",
+    "model.embedding_dim",
+  ),
   # Centroids take its place. Officially they are the weights of a layer that is
   # overwritten every epoch and frozen for longer than there are steps.
   HEAD="none",

@@ -1,7 +1,7 @@
 """The protocol: what a paper has to say for the one loop to train by it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -53,6 +53,11 @@ class Method:
     after_step: (config, state, views, targets, batch, step) -> (state, scalars
       to log). In the same compiled program as the step: static shapes, nothing
       on the host. The state is the one that `targets` saw.
+    KEYS: The keys of the config that this method reads and not every one does,
+      dotted names. None: unknown, and then no key is refused.
+    idle: values -> (key, *keys that are the reason), for each key that does
+      nothing in an experiment of these values (dotted name -> value), and that
+      `config.options` does not know to do nothing.
     HEAD: The network's head, a name of `models.network.HEADS`.
     VIEWS_TOGETHER: Whether the views of a batch share BatchNorm statistics.
     FRESH: Parts of the network that start anew after a re-clustering.
@@ -82,6 +87,8 @@ class Method:
   targets: Callable[..., Any]
   loss: Callable[..., tuple[Any, dict[str, Array]]]
   after_step: Callable[..., tuple[Any, dict[str, Array]]]
+  KEYS: tuple[str, ...] | None = None
+  idle: Callable[..., Iterable[tuple[str, ...]]] = lambda values: ()
   HEAD: str = "linear"
   VIEWS_TOGETHER: bool = True
   FRESH: tuple[str, ...] = ()

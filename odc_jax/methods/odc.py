@@ -267,6 +267,19 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "odc.momentum",
+    "odc.assign_metric",
+    "odc.reweight_power",
+    "odc.centroid_every",
+    "odc.small_cluster_every",
+    "odc.min_cluster",
+    "odc.memory_dtype",
+    "odc.kmeans_iters",
+    "odc.kmeans_init",
+    "model.embedding_dim",
+    "model.group_size",
+  ),
   AUTO={"odc.min_cluster": min_cluster},
   ADVICE={
     "embeddings": "Likely cause: steps so large that the units behind a ReLU "

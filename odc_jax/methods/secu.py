@@ -10,7 +10,8 @@ clusters that its images had an epoch ago, by the centres of when this epoch
 began.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,15 @@ class Targets(NamedTuple):
   clusters: Int[Array, "b h"]
   centers: tuple[Float[Array, "k d"], ...]
   goals: tuple[tuple[Float[Array, "b k"], ...], ...]
+
+
+def idle(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the key that is the reason."""
+  if values.get("secu.constraint") == "size":
+    yield "secu.entropy_weight", "secu.constraint"
+  else:
+    yield "secu.dual_learning_rate", "secu.constraint"
+    yield "secu.size_ratio", "secu.constraint"
 
 
 def init(config: Config, num_examples: int, key) -> SeCuState:
@@ -292,6 +302,20 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "secu.constraint",
+    "secu.dual_learning_rate",
+    "secu.size_ratio",
+    "secu.entropy_weight",
+    "secu.temperature",
+    "secu.center_temperature",
+    "secu.hard_weight",
+    "extra_clusters",
+    "data.views",
+    "model.embedding_dim",
+    "model.predictor",
+  ),
+  idle=idle,
   HEAD="centers",
   # Officially every view goes through the network on its own.
   VIEWS_TOGETHER=False,

@@ -252,6 +252,15 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "sela.num_solves",
+    "sela.schedule",
+    "sela.heads",
+    "sela.power",
+    "sela.tolerance",
+    "extra_clusters",
+    "data.views",
+  ),
   recluster_due=recluster_due,
   recluster=recluster,
 )

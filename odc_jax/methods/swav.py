@@ -11,7 +11,8 @@ small batches long enough for all prototypes. The clusters that are handed over
 are the largest entries of the last codes.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,12 @@ class Targets(NamedTuple):
   """What the other views are to say: the codes q of every large view."""
 
   codes: tuple[Float[Array, "b k"], ...]
+
+
+def idle(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the key that is the reason."""
+  if not values.get("swav.queue_length"):
+    yield "swav.queue_start_epoch", "swav.queue_length"
 
 
 def init(config: Config, num_examples: int, key) -> SwAVState:
@@ -211,6 +218,19 @@ METHOD = Method(
   targets=targets,
   loss=loss,
   after_step=after_step,
+  KEYS=(
+    "swav.temperature",
+    "swav.epsilon",
+    "swav.sinkhorn_iters",
+    "swav.queue_length",
+    "swav.queue_start_epoch",
+    "data.views",
+    "data.small_views",
+    "data.small_size",
+    "data.small_crop_scale",
+    "model.embedding_dim",
+  ),
+  idle=idle,
   HEAD="prototypes",
   # Its clusters are those of a batch: among other images an image may well
   # get another one.

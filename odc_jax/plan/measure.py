@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config, auto
+from odc_jax.config import Config, auto, options
 from odc_jax.config import check as config_lib
 from odc_jax.data import loader, sources
 from odc_jax.errors import UserError
@@ -108,9 +108,10 @@ def run(
     raise UserError("--num_examples and --images_per_second are at least 0")
   devices = tpu_slices.devices(topology_name) if topology_name else None
   mesh = mesh_lib.make_mesh(devices=devices)
+  method = config_lib.choose(METHODS, config.method, "method")
+  options.check(config, method)
   if not num_examples:
     num_examples = len(sources.make(config.data.source, config.data.split))
-  method = config_lib.choose(METHODS, config.method, "method")
   config, reasons = auto.fill(config, num_examples, mesh.size, method.AUTO)
   config = config_lib.resolve(config, num_examples, mesh.size)
   with jax.set_mesh(mesh):

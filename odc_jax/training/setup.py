@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from odc_jax.config import Config, auto, check, store
+from odc_jax.config import Config, auto, check, options, store
 from odc_jax.data import bad_images, folder, loader, sources
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
@@ -127,6 +127,7 @@ def open_run(
     UserError: For whatever the user can mend.
   """
   method = check.choose(METHODS, config.method, "method")
+  options.check(config, method)
   # A mistake here would otherwise show after the work directory is prepared.
   evaluators_of(config.eval.evaluators)
   bad_images.check(config.data)

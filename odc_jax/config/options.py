@@ -1,0 +1,302 @@
+"""Which keys an experiment may hold, and which of them do something in it.
+
+A key that nothing reads is an option that lies: it can be set, and nothing
+happens. A misspelt key is one of these, a key of another method, and whatever
+belongs to a choice that was not made or to something that is switched off.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from odc_jax.config import Config
+from odc_jax.errors import UserError
+
+# Dotted name -> value.
+Values = Mapping[str, Any]
+
+# Section -> keys that are read whatever the method, unless `_idle` names them.
+_SECTIONS = {
+  "data": (
+    "source",
+    "split",
+    "sampling",
+    "image_size",
+    "crop_scale",
+    "crop_ratio",
+    "eval_resize",
+    "num_threads",
+    "num_workers",
+    "prefetch",
+    "on_error",
+    "max_bad_fraction",
+  ),
+  "augment": (
+    "flip",
+    "rotation",
+    "translate",
+    "jitter_p",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "gray",
+    "blur",
+    "blur_sigma",
+    "solarize",
+    "lighting",
+    "mean",
+    "std",
+    "sobel",
+  ),
+  "model": (
+    "name",
+    "stem",
+    "width",
+    "dtype",
+    "weights",
+    "neck",
+    "neck_hidden",
+    "embedding_dim",
+    "dropout",
+    "neck_bn_momentum",
+    "group_size",
+  ),
+  "optimizer": (
+    "name",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "adapt_all",
+    "schedule",
+    "hold_epochs",
+    "warmup_epochs",
+    "warmup_from",
+    "decay_epochs",
+    "decay_rate",
+    "num_epochs",
+    "final_learning_rate",
+  ),
+  "eval": (
+    "evaluators",
+    "split",
+    "every_epochs",
+    "batch_size",
+    "knn_k",
+    "knn_temperature",
+    "linear_learning_rate",
+    "linear_epochs",
+    "stages_learning_rate",
+    "stages_epochs",
+    "probe_batch_size",
+    "semi_epochs",
+    "semi_learning_rates",
+    "semi_head_multipliers",
+    "semi_lists",
+  ),
+}
+_COMMON = frozenset(
+  {
+    "method",
+    "seed",
+    "num_clusters",
+    "num_epochs",
+    "batch_size",
+    "log_every",
+    "checkpoint_every_epochs",
+    "keep_checkpoints",
+    "on_nan",
+    *(f"{name}.{key}" for name, keys in _SECTIONS.items() for key in keys),
+  }
+)
+# Of methods whose network has a head.
+_OF_HEADS = frozenset(
+  {
+    "optimizer.head_momentum",
+    "optimizer.head_learning_rate",
+    "optimizer.head_freeze_epochs",
+  }
+)
+
+# What the program itself adds once it knows the data.
+_ADDED = ("num_examples", "method_name")
+
+# What holds where a config leaves one of these out; any other key has to be
+# there.
+_DEFAULTS = {
+  "extra_clusters": (),
+  "data.small_views": 0,
+  "model.neck": "nonlinear",
+  "model.predictor": False,
+  "optimizer.name": "sgd",
+  "optimizer.adapt_all": False,
+  "optimizer.hold_epochs": 0,
+  "optimizer.warmup_from": 0.0,
+  "optimizer.final_learning_rate": 0.0,
+  **dict.fromkeys(_OF_HEADS),
+}
+
+# What a neck reads.
+_NECKS = {
+  "nonlinear": (
+    "neck_hidden",
+    "embedding_dim",
+    "dropout",
+    "neck_bn_momentum",
+    "group_size",
+  ),
+  "mlp2": ("neck_hidden", "embedding_dim"),
+  "mlp3": ("neck_hidden", "embedding_dim"),
+  "fc": ("neck_hidden", "embedding_dim", "dropout"),
+}
+_JITTER = (
+  "augment.brightness",
+  "augment.contrast",
+  "augment.saturation",
+  "augment.hue",
+)
+
+
+def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
+  """Raises a UserError for keys that do nothing, and for keys that lack.
+
+  A file may hold the parameters of what it switches off, so that the command
+  line can switch it on; set on the command line itself they are a mistake.
+
+  Args:
+    config: An experiment, as the files in `configs/` give it.
+    method: Its method, one of `METHODS`; nothing is checked where that does not
+      say which keys it reads.
+    given: The keys that the command line sets, dotted names.
+  """
+  if method.KEYS is None:
+    return
+  held = {k: v for k, v in flat(config).items() if k not in _ADDED}
+  known = {*_COMMON, *method.KEYS}
+  if method.HEAD != "none":
+    known |= _OF_HEADS
+  if unknown := {*held} - known:
+    sections = {name.partition(".")[0] for name in known}
+    names = sorted(
+      {
+        name if name.partition(".")[0] in sections else name.partition(".")[0]
+        for name in unknown
+      }
+    )
+    similar = difflib.get_close_matches(names[0], known - {*held}, 1)
+    raise UserError(
+      f"nothing reads {', '.join(names)} with method={config.method!r}: "
+      + (f"did you mean {similar[0]}?" if similar else "leave it out")
+    )
+  values = _DEFAULTS | held
+  does_nothing = idle(values, method)
+  for name in given:
+    if name in does_nothing:
+      reasons = does_nothing[name]
+      raise UserError(
+        f"{name}={values[name]!r} does nothing with "
+        + " and ".join(f"{key}={values.get(key)!r}" for key in reasons)
+        + f": leave it out, or set --config.{reasons[0]} too"
+      )
+  if lacking := known - {*values, *does_nothing}:
+    raise UserError(
+      f"the config lacks {', '.join(sorted(lacking))}, which this experiment "
+      "reads: add it to a copy of the file"
+    )
+
+
+def idle(values: Values, method: Any = None) -> dict[str, tuple[str, ...]]:
+  """Returns the keys that do nothing: name -> the keys that are the reason.
+
+  Args:
+    values: Of an experiment: dotted name -> value.
+    method: One of `METHODS`; None: what holds whatever the method.
+  """
+  values = _DEFAULTS | dict(values)
+  found = {key: tuple(reasons) for key, *reasons in _idle(values)}
+  if method is not None:
+    # What the method reads itself, it reads whatever the neck.
+    for key in _COMMON & {*(method.KEYS or ())}:
+      found.pop(key, None)
+    found |= {key: tuple(reasons) for key, *reasons in method.idle(values)}
+  return found
+
+
+def differences(old: Values, new: Values) -> list[str]:
+  """Returns the names whose values differ.
+
+  A key that does nothing makes no difference where one of the two has left it
+  out: earlier versions' configs held some.
+
+  Args:
+    old: Dotted name -> value.
+    new: Likewise.
+  """
+  does_nothing = idle(old).keys() - new.keys() | idle(new).keys() - old.keys()
+  return sorted(
+    name
+    for name in {*old, *new} - does_nothing
+    if old.get(name) != new.get(name)
+  )
+
+
+def flat(node: Any, name: str = "") -> dict[str, Any]:
+  """Returns dotted name -> value of a config, or of nested dicts."""
+  found = {}
+  for key, value in node.items():
+    if isinstance(value, ConfigDict | dict):
+      found |= flat(value, f"{name}{key}.")
+    else:
+      found[f"{name}{key}"] = value
+  return found
+
+
+def _idle(values: Values) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the keys that are the reason."""
+  off = {name for name, value in values.items() if is_off(value)}
+
+  neck = values["model.neck"]
+  reads = _NECKS.get(neck, ())
+  for key in _NECKS["nonlinear"]:
+    if key == "neck_hidden" and "model.predictor" not in off:
+      continue
+    if key not in reads:
+      yield f"model.{key}", "model.neck"
+
+  if "data.small_views" in off:
+    yield "data.small_size", "data.small_views"
+    yield "data.small_crop_scale", "data.small_views"
+  if values.get("data.on_error") == "fail":
+    yield "data.max_bad_fraction", "data.on_error"
+
+  if "augment.jitter_p" in off:
+    for key in _JITTER:
+      yield key, "augment.jitter_p"
+  elif off.issuperset(_JITTER):
+    yield "augment.jitter_p", *_JITTER
+  if "augment.blur" in off:
+    yield "augment.blur_sigma", "augment.blur"
+
+  if values["optimizer.name"] != "lars":
+    yield "optimizer.adapt_all", "optimizer.name"
+  schedule = values.get("optimizer.schedule")
+  if schedule != "step":
+    yield "optimizer.decay_epochs", "optimizer.schedule"
+    yield "optimizer.decay_rate", "optimizer.schedule"
+  else:
+    if "optimizer.decay_epochs" in off:
+      yield "optimizer.decay_rate", "optimizer.decay_epochs"
+    if values.get("optimizer.decay_rate") == 1:
+      yield "optimizer.decay_epochs", "optimizer.decay_rate"
+  if schedule != "cosine":
+    yield "optimizer.final_learning_rate", "optimizer.schedule"
+    yield "optimizer.num_epochs", "optimizer.schedule"
+  if "optimizer.warmup_epochs" in off:
+    yield "optimizer.warmup_from", "optimizer.warmup_epochs"
+
+
+def is_off(value: Any) -> bool:
+  """Returns whether a number, or each of several, is 0."""
+  return not any(value) if isinstance(value, tuple | list) else not value
