@@ -13,7 +13,7 @@ from odc_jax.config import store
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
 from odc_jax.interop import model_card, names
-from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs import writer
 from odc_jax.methods import METHODS
 from odc_jax.models.functional import Tree

@@ -9,7 +9,7 @@ from typing import Any
 
 from odc_jax.config import Config
 from odc_jax.data import loader
-from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs.scalars import declared
 from odc_jax.methods import METHODS
 from odc_jax.models import plain

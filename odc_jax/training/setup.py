@@ -21,7 +21,7 @@ from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
-from odc_jax.interop import torch as interop
+from odc_jax.interop import load as interop
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features

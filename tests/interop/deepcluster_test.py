@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from odc_jax import UserError
 from odc_jax.interop import export, model_card
-from odc_jax.interop.torch import load_into
+from odc_jax.interop.load import load_into
 from tests.interop.networks import (
   assert_equal,
   experiment,

@@ -16,7 +16,8 @@ from odc_jax import UserError
 from odc_jax.data import augment
 from odc_jax.data.decode import resize_center_crop
 from odc_jax.interop import export, model_card
-from odc_jax.interop.torch import load_into, read
+from odc_jax.interop.load import load_into
+from odc_jax.interop.read import read
 from odc_jax.methods import METHODS
 from tests.interop.networks import (
   assert_equal,
