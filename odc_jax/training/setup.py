@@ -266,6 +266,7 @@ def _prepare(workdir, config, names, resuming):
       folder.write_list(names_path, names)
     if not resuming:
       (workdir / "bad_images.txt").unlink(missing_ok=True)
+    interop.keep_digest(config, workdir, resuming)
   except OSError as error:
     raise UserError(
       f"the work directory {workdir} cannot be used: {error}; choose another "
