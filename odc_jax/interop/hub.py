@@ -198,6 +198,27 @@ def record(workdir: pathlib.Path, weights: Weights) -> None:
   write_json(workdir / RECORD_FILE, content, indent=2)
 
 
+def recorded(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what `record` wrote down, or {} if a run began without weights.
+
+  Args:
+    workdir: The work directory.
+
+  Raises:
+    UserError: The file is damaged.
+  """
+  path = workdir / RECORD_FILE
+  if not path.exists():
+    return {}
+  try:
+    kept = json.loads(path.read_text())
+    if not isinstance(kept["sha256"], str):
+      raise ValueError("its sha256 is no text")
+    return kept
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(f"{path} is damaged: {error}; put it back") from error
+
+
 def check_same(workdir: pathlib.Path, name: str) -> None:
   """Refuses to go on with other weights than a run was begun with.
 
@@ -211,13 +232,9 @@ def check_same(workdir: pathlib.Path, name: str) -> None:
   Raises:
     UserError: The weights of that name are others now.
   """
-  path = workdir / RECORD_FILE
-  if not path.exists():
+  if not (kept := recorded(workdir)):
     return
-  try:
-    was = json.loads(path.read_text())["sha256"]
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise UserError(f"{path} is damaged: {error}; put it back") from error
+  was = kept["sha256"]
   try:
     now = resolve(name, fetch=False).digest
   except UserError:

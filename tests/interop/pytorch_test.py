@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 import pickle
 import re
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from sklearn.datasets import load_sample_images
 from odc_jax import UserError
 from odc_jax.data import augment
 from odc_jax.data.decode import resize_center_crop
-from odc_jax.interop import export, model_card
+from odc_jax.interop import card as card_lib
+from odc_jax.interop import export
 from odc_jax.interop.load import load_into
 from odc_jax.interop.read import read
 from odc_jax.methods import METHODS
@@ -35,13 +38,28 @@ TOLERANCE = 1e-4
 
 def photographs(config):
   """Returns two photographs as the network takes them, [2, h, w, c]."""
-  pixels = np.stack(
-    [
-      resize_center_crop(image, config.data.eval_resize, config.data.image_size)
-      for image in load_sample_images().images
-    ]
+  return augment.normalize(config.augment, pixels(config))
+
+
+def normalised(config):
+  """Returns them before a Sobel filter, [2, h, w, 3]."""
+  colours = config.augment.copy_and_resolve_references()
+  colours.sobel = False
+  return augment.normalize(colours, pixels(config))
+
+
+def pixels(config):
+  """Returns them as they are, uint8[2, h, w, 3]."""
+  return jnp.asarray(
+    np.stack(
+      [
+        resize_center_crop(
+          image, config.data.eval_resize, config.data.image_size
+        )
+        for image in load_sample_images().images
+      ]
+    )
   )
-  return augment.normalize(config.augment, jnp.asarray(pixels))
 
 
 def outputs_here(config, weights, images):
@@ -80,9 +98,16 @@ def whole_experiment(name, width=64, stem="imagenet", sobel=False, size=224):
 def write(config, weights, folder):
   """Writes what an export does, of weights that no run has trained."""
   arrays = export.state_dict(*weights, 100)
-  card = model_card.card(config, 100, {}, finished=True)
-  export.write_files(folder, arrays, model_card.timm_config(config), card)
+  card = card_lib.render(config, 100, {}, True, {})
+  export.write_files(folder, arrays, card_lib.describe(config), card)
   return card
+
+
+def enter(folder, monkeypatch):
+  """Makes an export's folder the one that a reader of its card works in."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(folder)
+  monkeypatch.delitem(sys.modules, "model", raising=False)
 
 
 def blocks_of(card):
@@ -93,7 +118,7 @@ def blocks_of(card):
 def run_block(card, having):
   """Runs the piece of a model card that has a word, as a reader would."""
   (block,) = (block for block in blocks_of(card) if having in block)
-  variables = {}
+  variables: dict[str, Any] = {}
   exec(block, variables)
   return variables
 
@@ -153,53 +178,69 @@ def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
   config = whole_experiment(**model)
   weights = random_weights(config)
   card = write(config, weights, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  enter(tmp_path, monkeypatch)
 
   scenes = load_sample_images().images
   transform = run_block(card, "transforms.Compose")["transform"]
   images = torch.stack([transform(Image.fromarray(scene)) for scene in scenes])
-  if config.augment.sobel:
-    images = run_block(card, "def sobel")["sobel"](images)
-  expected_images = photographs(config)
   np.testing.assert_allclose(
-    images.numpy().transpose(0, 2, 3, 1), expected_images, atol=1e-4
+    images.numpy().transpose(0, 2, 3, 1), normalised(config), atol=1e-4
   )
 
-  expected = outputs_here(config, weights, expected_images)
-  libraries = ["timm"]
-  if config.model.width == 64:
-    libraries.append("torchvision")
-  neck = run_block(card, "def embed")
+  expected = outputs_here(config, weights, photographs(config))
+  here = run_block(card, "from model import")["model"]
   with torch.no_grad():
-    for library in libraries:
-      model = run_block(card, f"import {library}\n")["model"]
-      features = model(images)
-      assert_close(library, features, expected.features)
-      embeddings = neck["embed"](features)
-      assert_close("embeddings", embeddings, expected.embeddings)
-      assert_close("scores", neck["scores"](embeddings), expected.logits[0])
+    assert_close("model.py", here(images), expected.features)
+    assert_close("embeddings", here.embed(images), expected.embeddings)
+    assert_close("scores", here.scores(images), expected.logits[0])
+    published = config.model.width == 64 and config.model.stem == "imagenet"
+    for library, offered in (
+      ("timm", published),
+      ("torchvision", published and not config.augment.sobel),
+    ):
+      blocks = [b for b in blocks_of(card) if f"import {library}\n" in b]
+      assert bool(blocks) == offered
+      if offered:
+        theirs = run_block(card, f"import {library}\n")["model"]
+        seen = for_torch(torch, photographs(config))
+        assert_close(library, theirs(seen), expected.features)
 
 
 @pytest.mark.parametrize(
   ("neck", "head"),
   [("mlp2", "prototypes"), ("mlp3", "centers"), ("none", "linear")],
 )
-def test_what_the_card_says_of_necks_works(
-  torch, tmp_path, monkeypatch, neck, head
-):
-  changed = dataclasses.replace(METHODS["odc"], HEAD=head)
-  monkeypatch.setitem(METHODS, "odc", changed)
+def test_necks_and_heads_work(torch, tmp_path, monkeypatch, neck, head):
+  patch_head(monkeypatch, head)
   config = whole_experiment("resnet18", width=16, size=32)
   with config.unlocked():
     config.model.neck = neck
   weights = random_weights(config)
   card = write(config, weights, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  enter(tmp_path, monkeypatch)
+  images = for_torch(torch, photographs(config))
   expected = outputs_here(config, weights, photographs(config))
-  parts = run_block(card, "def embed")
-  embeddings = parts["embed"](torch.from_numpy(np.array(expected.features)))
-  assert_close("embeddings", embeddings, expected.embeddings)
-  assert_close("scores", parts["scores"](embeddings), expected.logits[0])
+  model = run_block(card, "from model import")["model"]
+  with torch.no_grad():
+    assert_close("embeddings", model.embed(images), expected.embeddings)
+    assert_close("scores", model.scores(images), expected.logits[0])
+
+
+def patch_head(monkeypatch, head):
+  """Gives ODC another head, for the length of a test."""
+  changed = dataclasses.replace(METHODS["odc"], HEAD=head)
+  monkeypatch.setitem(METHODS, "odc", changed)
+
+
+def test_without_a_head_there_are_no_scores(torch, tmp_path, monkeypatch):
+  patch_head(monkeypatch, "none")
+  config = whole_experiment("resnet18", width=4, size=32)
+  card = write(config, random_weights(config), tmp_path)
+  assert "model.scores" not in card
+  enter(tmp_path, monkeypatch)
+  model = run_block(card, "from model import")["model"]
+  with pytest.raises(ValueError, match="has no head"):
+    model.scores(for_torch(torch, photographs(config)))
 
 
 @pytest.mark.parametrize("sobel", [False, True])
