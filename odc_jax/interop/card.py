@@ -159,8 +159,8 @@ def _summary(config, step, start):
 
 
 def _paper(method):
-  """Returns what a method's docstring begins with: its paper and its code."""
-  doc = inspect.getdoc(METHODS[method]) or ""
+  """Returns what a method's module begins with: its paper and its code."""
+  doc = inspect.getdoc(inspect.getmodule(METHODS[method].init)) or ""
   return "\n".join(doc.split("\n\n")[:2])
 
 

@@ -415,5 +415,5 @@ def _described(name, path, config):
     config,
     preprocessing,
     trained_on=", then ".join(trained_on),
-    licence=str(described.get("license") or ""),
+    licence=" ".join(str(described.get("license") or "").split()),
   )

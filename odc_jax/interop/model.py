@@ -90,14 +90,15 @@ class ResNet(nn.Module):
     self.conv1 = conv(in_channels, width, 3 if small else 7, 1 if small else 2)
     self.bn1 = nn.BatchNorm2d(width)
     self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-    channels = width
+    channels, stages = width, []
     for i, depth in enumerate(DEPTHS[name]):
       stage = nn.Sequential()
       for j in range(depth):
         stride = 2 if i and not j else 1
         stage.append(Block(channels, width * 2**i, stride, bottleneck))
         channels = width * 2**i * (4 if bottleneck else 1)
-      self.add_module(f"layer{i + 1}", stage)
+      stages.append(stage)
+    self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     """[n, c, h, w] -> [n, features, h', w']."""
@@ -116,10 +117,11 @@ class Plain(nn.Module):
       if len(layer) == 1:
         self.features.append(nn.MaxPool2d(layer[0], 2))
         continue
-      self.features.append(nn.Conv2d(in_channels, *layer))
-      in_channels = layer[0]
-      self.features.append(nn.BatchNorm2d(in_channels))
+      out, size, stride, padding = layer
+      self.features.append(nn.Conv2d(in_channels, out, size, stride, padding))
+      self.features.append(nn.BatchNorm2d(out))
       self.features.append(nn.ReLU())
+      in_channels = out
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     """[n, c, h, w] -> [n, features, h', w']."""
@@ -146,6 +148,9 @@ def neck(kind: str, arrays: Arrays) -> nn.Sequential:
 
 class Model(nn.Module):
   """Backbone, neck and head, in evaluation mode."""
+
+  weight: torch.Tensor | None
+  bias: torch.Tensor | None
 
   def __init__(self, config: Mapping[str, Any], parts: Arrays):
     """Creates them.

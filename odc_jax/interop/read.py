@@ -15,6 +15,9 @@ from odc_jax.interop.unpickle import ForeignNameError
 BACKBONE_FILE = "model.safetensors"
 NECK_AND_HEAD_FILE = "neck_and_head.safetensors"
 
+_LONGEST_NAME = 1_000
+_LONGEST_SHOWN = 200
+
 _NARROW = ("F4", "F6_", "F8_")  # safetensors' names of floats below 16 bits
 
 
@@ -42,9 +45,14 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     raise UserError(
       f"there is no file {path}; give weights as --config.model.weights=FILE"
     )
-  if path.suffix == ".safetensors":
-    return _read_safetensors(path)
-  return _read_torch(path)
+  is_safetensors = path.suffix == ".safetensors"
+  arrays = _read_safetensors(path) if is_safetensors else _read_torch(path)
+  for name in arrays:
+    # They come up in messages, which are to be one line, and no command to a
+    # terminal.
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+      raise UserError(f"{path}: no layer is called {_shown(name)}")
+  return arrays
 
 
 def _read_safetensors(path):
@@ -60,7 +68,9 @@ def _read_safetensors(path):
           )
     return safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{path} is no readable safetensors: {error}") from error
+    raise UserError(
+      f"{path} is no readable safetensors: {_shown(str(error))}"
+    ) from error
 
 
 def _read_torch(path):
@@ -68,20 +78,27 @@ def _read_torch(path):
     return torch_file.read(path)
   except ForeignNameError as error:
     raise UserError(
-      f"{path} holds more than arrays ({error.name}); nothing in it was "
-      "executed. If you trust where it comes from, save the weights alone, "
+      f"{path} holds more than arrays ({_shown(error.name)}); nothing in it "
+      "was executed. If you trust where it comes from, save the weights alone, "
       "with PyTorch: content = torch.load(PATH, weights_only=False), and "
       "torch.save(content.state_dict(), NEW) where that is a network, "
       "torch.save(content['state_dict'], NEW) where it is a dictionary"
     ) from error
   except torch_file.UnreadableError as error:
     raise UserError(
-      f"{path}: {error} is nothing that NumPy has; save it dense, as float32"
+      f"{path}: {_shown(str(error))} is nothing that NumPy has; save it dense, "
+      "as float32"
     ) from error
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}") from error
   except torch_file.DAMAGES as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = _shown(str(error) or type(error).__name__)
     raise UserError(
       f"{path} is no file that torch.save wrote, or a damaged one: {reason}"
     ) from error
+
+
+def _shown(text):
+  """Returns text out of a file as one line of a message."""
+  text = text if text.isprintable() else ascii(text)
+  return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

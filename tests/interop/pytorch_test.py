@@ -1,8 +1,6 @@
 """The same features in PyTorch, torchvision and timm, both ways."""
 
 import dataclasses
-import pathlib
-import pickle
 import re
 import sys
 from typing import Any
@@ -14,13 +12,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from odc_jax import UserError
 from odc_jax.data import augment
 from odc_jax.data.decode import resize_center_crop
 from odc_jax.interop import card as card_lib
 from odc_jax.interop import export
 from odc_jax.interop.load import load_into
-from odc_jax.interop.read import read
 from odc_jax.methods import METHODS
 from tests.interop.networks import (
   assert_equal,
@@ -319,94 +315,6 @@ def test_features_of_their_networks_here(torch, tmp_path, name, library):
   with torch.no_grad():
     expected = theirs.eval()(for_torch(torch, images))
   assert_close(f"{library}'s {name} here", features, expected)
-
-
-def test_half_precision_and_old_files_are_read(torch, tmp_path):
-  theirs = plain_resnet(torch, "resnet18").bfloat16()
-  torch.save(theirs.state_dict(), tmp_path / "half.pth")
-  read_back = read(tmp_path / "half.pth")
-  assert read_back["conv1.weight"].dtype == np.float32
-  expected = theirs.conv1.weight.detach().float().numpy()
-  np.testing.assert_array_equal(read_back["conv1.weight"], expected)
-  torch.save(
-    theirs.state_dict(),
-    tmp_path / "old.pt",
-    _use_new_zipfile_serialization=False,
-  )
-  assert read(tmp_path / "old.pt").keys() == read_back.keys()
-
-
-class Touch:
-  """Unpickled, makes a file."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return pathlib.Path.touch, (self.path,)
-
-
-def test_code_in_a_file_is_not_executed(torch, tmp_path):
-  made = tmp_path / "made"
-  theirs = plain_resnet(torch, "resnet18")
-  content = {"state_dict": theirs.state_dict(), "extra": Touch(made)}
-  # It would work.
-  pickle.loads(pickle.dumps(Touch(made)))
-  assert made.exists()
-  made.unlink()
-  for name, new in (("new.pth", True), ("old.pth", False)):
-    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
-    with pytest.raises(UserError) as caught:
-      read(tmp_path / name)
-    said = str(caught.value)
-    assert "nothing in it was executed" in said
-    assert "weights_only=False" in said
-    assert "\n" not in said
-    assert not made.exists()
-
-
-def test_who_trusts_a_file_is_told_how_to_save_its_weights(torch, tmp_path):
-  """Also where it is a whole network, whose code is not executed either."""
-  layer = torch.nn.Linear(2, 2)
-  log = {"state_dict": layer.state_dict(), "log": pathlib.PurePath("log")}
-  for content, i in ((layer, 0), (log, 1)):
-    path, new = tmp_path / "whole.pth", tmp_path / "new.pth"
-    torch.save(content, path)
-    with pytest.raises(UserError, match="nothing in it was executed") as caught:
-      read(path)
-    said = str(caught.value)
-    assert "\n" not in said
-    (load,) = re.findall(r"torch\.load\(.*?\)", said)
-    save = re.findall(r"torch\.save\(.*?, NEW\)", said)[i]
-    variables = {"torch": torch, "PATH": path, "NEW": new}
-    exec(f"content = {load}\n{save}", variables)
-    assert set(read(new)) == {"weight", "bias"}
-
-
-def test_tensors_that_numpy_lacks_are_named(torch, tmp_path):
-  weights = torch.eye(4)
-  path = tmp_path / "weights.pth"
-  for tensor, words in (
-    (weights.to_sparse(), "(torch.sparse_coo, torch.float32)"),
-    (weights.to(torch.float8_e4m3fn), "(torch.strided, torch.float8_e4m3fn)"),
-  ):
-    torch.save({"state_dict": {"fc.weight": tensor}}, path)
-    with pytest.raises(UserError) as caught:
-      read(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: state_dict.fc.weight {words}")
-    assert "\n" not in said
-
-
-def test_what_is_no_file_of_pytorchs_is_refused_in_a_line(torch, tmp_path):
-  path = tmp_path / "weights.pth"
-  torch.save(plain_resnet(torch, "resnet18").state_dict(), path)
-  whole = path.read_bytes()
-  for content in (b"", b"no weights at all", whole[: len(whole) // 2]):
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"weights.pth") as caught:
-      read(path)
-    assert "\n" not in str(caught.value)
 
 
 def randomize(torch, model):

@@ -61,7 +61,7 @@ def test_the_folder_of_an_export_is_read_whole(tmp_path):
   assert read(tmp_path).keys() - read(path).keys() == neck.keys()
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(data, tmp_path_factory):
   content = bytearray(safetensors.numpy.save(ARRAYS))
