@@ -1,5 +1,8 @@
 """Networks out of files: every layout, and what is said of those that fail."""
 
+import hashlib
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -8,7 +11,7 @@ import safetensors.numpy
 
 from odc_jax import UserError
 from odc_jax.interop import export
-from odc_jax.interop.load import check, initialize, load_into
+from odc_jax.interop.load import check, initialize, keep_digest, load_into
 from odc_jax.training import state as state_lib
 from tests.interop.networks import (
   assert_equal,
@@ -235,6 +238,24 @@ def test_a_run_starts_with_the_files_backbone_and_neck(
   for leaf in jax.tree.leaves((found, found_stats)):
     assert len(leaf.sharding.device_set) == mesh.size
   assert "weights of backbone and neck from" in capsys.readouterr().out
+
+
+def test_a_run_keeps_the_digest_of_its_weights(config, state_dict, save):
+  started = config.copy_and_resolve_references()
+  path = save(state_dict["backbone"])
+  started.model.weights = str(path)
+  workdir, kept = path.parent, path.parent / "weights.json"
+  keep_digest(started, workdir, resuming=False)
+  expected = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert json.loads(kept.read_text())["sha256"] == expected
+  keep_digest(started, workdir, resuming=True)
+  save(other(state_dict["backbone"]))
+  with pytest.raises(UserError, match="begun with other weights"):
+    keep_digest(started, workdir, resuming=True)
+  path.unlink()
+  keep_digest(started, workdir, resuming=True)  # it has its own
+  keep_digest(config, workdir, resuming=False)
+  assert not kept.exists()
 
 
 # What does not fit.
