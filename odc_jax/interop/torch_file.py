@@ -421,7 +421,6 @@ _INERT = (
   ),
   *(f"numpy.{name}" for name in ("float32", "float64", "int32", "int64")),
   "torch.device",
-  "mmengine.logging.history_buffer.HistoryBuffer",
 )
 
 _NAMES: dict[str, Callable[..., Any] | None] = {
