@@ -238,7 +238,7 @@ def test_the_hall_is_nearly_empty():
 
 
 @pytest.mark.parametrize(
-  ("library", "owner"),
+  ("library", "owners"),
   [
     ("orbax", "training"),
     ("flax", "models"),
@@ -250,15 +250,16 @@ def test_the_hall_is_nearly_empty():
     ("rich", "logs"),
     ("faiss", "results"),
     ("matplotlib", "report"),
-    ("jinja2", "report"),
+    ("jinja2", "report, interop"),
     ("safetensors", "interop"),
+    ("huggingface_hub", "interop"),
     ("torch", "interop"),
   ],
 )
-def test_a_library_is_known_to_one_room(library, owner):
+def test_a_library_is_known_to_few_rooms(library, owners):
   for path in SOURCES:
     if any(name.split(".")[0] == library for name in imports_of(path)):
-      assert path.relative_to(PACKAGE).parts[0] == owner
+      assert path.relative_to(PACKAGE).parts[0] in owners.split(", ")
 
 
 def test_only_the_mesh_names_its_axis():

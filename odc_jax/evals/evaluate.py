@@ -18,7 +18,7 @@ from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
 from odc_jax.files import write_json
-from odc_jax.interop import torch as interop
+from odc_jax.interop import load as interop
 from odc_jax.logs import progress, writer
 from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint

@@ -12,13 +12,16 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import store
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
-from odc_jax.interop import model_card, names
-from odc_jax.interop.torch import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.interop import card, hub, names
+from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs import writer
 from odc_jax.methods import METHODS
 from odc_jax.models.functional import Tree
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
+
+# Written as it is. Not imported: it needs PyTorch, which nothing else does.
+_MODEL = pathlib.Path(__file__).with_name("model.py")
 
 # Which PyTorch's libraries look for.
 _METADATA = {"format": "pt"}
@@ -30,8 +33,9 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
   Args:
     workdir: The work directory; nothing in it is changed.
     folder: Where to write; made if it is not there. Gets `model.safetensors`
-      (the backbone alone), `neck_and_head.safetensors`, `config.json` (timm's,
-      of networks that it has) and `README.md` (a model card).
+      (the backbone alone), `neck_and_head.safetensors`, `config.json` (in
+      timm's form), `model.py` (which loads these in PyTorch) and `README.md`
+      (a model card).
 
   Returns:
     What was written, in a sentence.
@@ -53,24 +57,24 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
     )
   step = int(step)
   weights = state_dict(params, batch_stats, step)
-  card = model_card.card(config, step, *_numbers(workdir))
-  write_files(folder, weights, model_card.timm_config(config), card)
+  text = card.render(config, step, *_numbers(workdir), hub.recorded(workdir))
+  write_files(folder, weights, card.describe(config), text)
   return f"step {step} of {workdir}, written to {folder}"
 
 
 def write_files(
   folder: pathlib.Path,
   weights: dict[str, dict[str, np.ndarray]],
-  timm_config: dict[str, Any] | None,
-  card: str,
+  description: dict[str, Any],
+  text: str,
 ) -> None:
   """Writes the files of an export.
 
   Args:
     folder: Made if it is not there.
     weights: As `state_dict` returns them.
-    timm_config: What becomes `config.json`; None: there is to be none.
-    card: The model card.
+    description: What becomes `config.json`.
+    text: The model card.
 
   Raises:
     UserError: The folder cannot be written to.
@@ -83,10 +87,10 @@ def write_files(
   files = {
     BACKBONE_FILE: _safetensors(weights["backbone"]),
     NECK_AND_HEAD_FILE: _safetensors(neck_and_head),
-    "README.md": card.encode(),
+    "README.md": text.encode(),
+    "config.json": (json.dumps(description, indent=2) + "\n").encode(),
+    "model.py": _MODEL.read_bytes(),
   }
-  if timm_config is not None:
-    files["config.json"] = (json.dumps(timm_config, indent=2) + "\n").encode()
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

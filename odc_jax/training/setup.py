@@ -21,7 +21,7 @@ from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
-from odc_jax.interop import torch as interop
+from odc_jax.interop import load as interop
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features
@@ -267,6 +267,7 @@ def _prepare(workdir, config, names, resuming):
       folder.write_list(names_path, names)
     if not resuming:
       (workdir / "bad_images.txt").unlink(missing_ok=True)
+    interop.keep_digest(config, workdir, resuming)
   except OSError as error:
     raise UserError(
       f"the work directory {workdir} cannot be used: {error}; choose another "

@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 
 from odc_jax import UserError
-from odc_jax.interop import export, model_card
-from odc_jax.interop.torch import load_into
+from odc_jax.interop import card, export
+from odc_jax.interop.load import load_into
 from tests.interop.networks import (
   assert_equal,
   experiment,
@@ -160,36 +160,39 @@ def test_layers_that_are_not_here_are_refused(change, words, save):
 
 
 def test_what_is_written_comes_back(tmp_path):
-  """And nothing for timm, which has no such network."""
   config = whole("vgg16")
   weights = random_weights(config)
   arrays = export.state_dict(*weights, 7)
-  assert model_card.timm_config(config) is None
-  card = model_card.card(config, 7, {}, finished=True)
-  assert "timm" not in card.split("## Config")[0].split("## Input")[0]
-  export.write_files(tmp_path, arrays, None, card)
-  assert {path.name for path in tmp_path.iterdir()} == {
-    "README.md",
-    "model.safetensors",
-    "neck_and_head.safetensors",
-  }
+  export.write_files(tmp_path, arrays, card.describe(config), "text")
   loaded = load_into(tmp_path, *zeros(config))
   assert loaded.parts == ("backbone", "neck", "head")
   assert_equal(loaded[:2], weights)
+
+
+def test_the_description_has_every_layer():
+  """Channels are proportional; each pooling has a size alone."""
+  layers = card.describe(whole("alexnet", width=32))["odc_jax"]["layers"]
+  assert layers == [
+    *([48, 11, 4, 2], [3], [128, 5, 1, 2], [3]),
+    *([192, 3, 1, 1], [192, 3, 1, 1], [128, 3, 1, 1], [3]),
+  ]
 
 
 @pytest.mark.parametrize(
   ("name", "features"), [("alexnet", 256), ("vgg16", 512)]
 )
 def test_the_card_says_what_the_network_is(name, features):
-  found = model_card.card(whole(name, width=64), 7, {}, finished=True)
+  found = card.render(whole(name, width=64), 7, {}, True, {})
   assert f"| features | {features}, averaged over space |" in found
-  assert ("torchvision.models.vgg16_bn()" in found) == (name == "vgg16")
+  assert "torchvision.models" not in found  # which has no Sobel filter
   whose = "torchvision" if name == "vgg16" else "DeepCluster"
   assert f"float32, with {whose}'s names" in found
-  narrow = model_card.card(whole(name), 7, {}, finished=True)
+  assert "timm has no name for this network" in found
+  narrow = card.render(whole(name), 7, {}, True, {})
   assert f"| features | {features // 16}, averaged over space |" in narrow
   assert "torchvision.models" not in narrow
+  colours = card.render(whole(name, width=64, sobel=False), 7, {}, True, {})
+  assert ("torchvision.models.vgg16_bn()" in colours) == (name == "vgg16")
 
 
 # Against PyTorch.
@@ -296,24 +299,19 @@ def test_what_the_card_says_works(
 
   config = whole(name, width=width, sobel=sobel)
   weights = random_weights(config)
-  card = both.write(config, weights, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  text = both.write(config, weights, tmp_path)
+  both.enter(tmp_path, monkeypatch)
   images = both.photographs(config)
   expected = both.outputs_here(config, weights, images)
-  parts = both.run_block(card, "def embed")
-  words = ["torch.nn.MaxPool2d"]
-  if name == "vgg16" and width == 64:
-    words.append("torchvision.models")
+  model = both.run_block(text, "from model import")["model"]
   with torch.no_grad():
-    for word in words:
-      model = both.run_block(card, word)["model"]
-      features = model(both.for_torch(torch, images))
-      both.assert_close(f"{name}: {word}", features, expected.features)
-    maps = model.features(both.for_torch(torch, images))
-    embeddings = parts["embed"](maps)
-    both.assert_close("embeddings", embeddings, expected.embeddings)
-    scores = parts["scores"](embeddings)
-    both.assert_close("scores", scores, expected.logits[0])
+    pixels = both.for_torch(torch, both.normalised(config))
+    both.assert_close(f"{name}: model.py", model(pixels), expected.features)
+    both.assert_close("embeddings", model.embed(pixels), expected.embeddings)
+    both.assert_close("scores", model.scores(pixels), expected.logits[0])
+    if name == "vgg16" and width == 64 and not sobel:
+      theirs = both.run_block(text, "torchvision.models")["model"]
+      both.assert_close("torchvision", theirs(pixels), expected.features)
 
 
 @pytest.mark.torch

@@ -1,6 +1,7 @@
 """The way out: what --mode=export writes, and what it refuses."""
 
 import json
+import pathlib
 import re
 import shlex
 
@@ -13,7 +14,8 @@ from odc_jax import UserError
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.config import store
-from odc_jax.interop import export, model_card
+from odc_jax.interop import card as card_lib
+from odc_jax.interop import export
 from odc_jax.logs import scalars
 from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint
@@ -75,6 +77,9 @@ def test_the_files_hold_the_last_checkpoint(begun, tmp_path):
     np.testing.assert_array_equal(array, expected[part][name])
   hub = json.loads((folder / "config.json").read_text())
   assert hub["architecture"] == "resnet18"
+  # Not a copy that could grow old: the module that is checked and tested.
+  module = pathlib.Path(card_lib.__file__).with_name("model.py")
+  assert (folder / "model.py").read_bytes() == module.read_bytes()
   card = (folder / "README.md").read_text()
   assert "| epochs | 2 (56 steps of 64 images); the run has not ended |" in card
   assert "| `eval/knn_top1` | 0.625 | kNN top-1" in card
@@ -127,7 +132,7 @@ def test_mistakes_are_named(environment, begun, tmp_path):
 def test_timms_config_describes_the_network_and_its_input():
   config = experiment(name="resnet50", stem="imagenet", width=64)
   config.data.image_size, config.data.eval_resize = 224, 256
-  found = model_card.timm_config(config)
+  found = card_lib.describe(config)
   assert found["architecture"] == "resnet50"
   assert (found["num_classes"], found["num_features"]) == (0, 2048)
   assert "model_args" not in found
@@ -140,10 +145,17 @@ def test_timms_config_describes_the_network_and_its_input():
   assert (described["first_conv"], described["classifier"]) == ("conv1", "fc")
   narrow = experiment(name="resnet18", stem="imagenet", width=16)
   narrow.augment.sobel = True
-  found = model_card.timm_config(narrow)
+  found = card_lib.describe(narrow)
   assert found["model_args"] == {"channels": [16, 32, 64, 128]}
   assert found["num_features"] == 128
   assert found["pretrained_cfg"]["input_size"][0] == 2
+  assert found["odc_jax"] == {
+    "sobel": True,
+    "neck": "nonlinear",
+    "head": "linear",
+    "stem": "imagenet",
+    "width": 16,
+  }
 
 
 def test_timm_resizes_as_evaluation_does():
@@ -152,12 +164,12 @@ def test_timm_resizes_as_evaluation_does():
   for size in range(8, 400):
     for resize in (size, size + 1, size * 8 // 7, size * 256 // 224 + 1):
       config.data.image_size, config.data.eval_resize = size, resize
-      fraction = model_card.timm_config(config)["pretrained_cfg"]["crop_pct"]
+      fraction = card_lib.describe(config)["pretrained_cfg"]["crop_pct"]
       assert int(size / fraction) == resize
 
 
-def card(config, step=280, numbers=None, finished=True):
-  return model_card.card(config, step, numbers or {}, finished)
+def card(config, step=280, numbers=None, finished=True, weights=None):
+  return card_lib.render(config, step, numbers or {}, finished, weights or {})
 
 
 def test_the_card_says_what_the_network_is():
@@ -174,6 +186,7 @@ def test_the_card_says_what_the_network_is():
     "| started from | random weights |",
     '"num_clusters": 10',
     "arXiv:2006.10645",
+    "from model import load",
     'timm.create_model("local-dir:.", pretrained=True)',
     "model = torchvision.models.resnet50()",
     "transforms.Normalize((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))",
@@ -208,14 +221,26 @@ def test_the_card_shows_no_path_of_the_machine(source, shown):
   assert "has the weights of `resnet50.pth`, not trained" in found
 
 
+def test_the_card_says_what_the_weights_before_it_were():
+  config = experiment()
+  config.model.weights = "hf:timm/resnet18.a1_in1k"
+  weights = {"sha256": "abc", "trained_on": "many words", "licence": "mit"}
+  found = card(config, weights=weights)
+  assert "| started from | `hf:timm/resnet18.a1_in1k` |" in found
+  assert "trained on many words; licence mit; sha256 abc |" in found
+  assert "mind that of the images, and of the weights below" in found
+  weights |= {"trained_on": "", "licence": ""}
+  found = card(config, weights=weights)
+  assert "| which are | licence not stated; sha256 abc |" in found
+
+
 def test_the_card_says_what_timm_and_torchvision_lack():
   config = experiment(name="resnet18", stem="small", width=16)
   config.augment.sobel = True
   found = card(config)
   assert "timm has no name for this network" in found
   assert "torchvision.models" not in found
-  assert "torch.nn.Conv2d(2, 16, 3, 1, 1, bias=False)" in found
-  assert "def sobel(images)" in found
+  assert "has the Sobel filter and applies it" in found
   assert "None: the images have no labels" in found
 
 

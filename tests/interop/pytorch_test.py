@@ -1,9 +1,9 @@
 """The same features in PyTorch, torchvision and timm, both ways."""
 
 import dataclasses
-import pathlib
-import pickle
 import re
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from odc_jax import UserError
 from odc_jax.data import augment
 from odc_jax.data.decode import resize_center_crop
-from odc_jax.interop import export, model_card
-from odc_jax.interop.torch import load_into, read
+from odc_jax.interop import card as card_lib
+from odc_jax.interop import export
+from odc_jax.interop.load import load_into
 from odc_jax.methods import METHODS
 from tests.interop.networks import (
   assert_equal,
@@ -34,13 +34,28 @@ TOLERANCE = 1e-4
 
 def photographs(config):
   """Returns two photographs as the network takes them, [2, h, w, c]."""
-  pixels = np.stack(
-    [
-      resize_center_crop(image, config.data.eval_resize, config.data.image_size)
-      for image in load_sample_images().images
-    ]
+  return augment.normalize(config.augment, pixels(config))
+
+
+def normalised(config):
+  """Returns them before a Sobel filter, [2, h, w, 3]."""
+  colours = config.augment.copy_and_resolve_references()
+  colours.sobel = False
+  return augment.normalize(colours, pixels(config))
+
+
+def pixels(config):
+  """Returns them as they are, uint8[2, h, w, 3]."""
+  return jnp.asarray(
+    np.stack(
+      [
+        resize_center_crop(
+          image, config.data.eval_resize, config.data.image_size
+        )
+        for image in load_sample_images().images
+      ]
+    )
   )
-  return augment.normalize(config.augment, jnp.asarray(pixels))
 
 
 def outputs_here(config, weights, images):
@@ -79,9 +94,16 @@ def whole_experiment(name, width=64, stem="imagenet", sobel=False, size=224):
 def write(config, weights, folder):
   """Writes what an export does, of weights that no run has trained."""
   arrays = export.state_dict(*weights, 100)
-  card = model_card.card(config, 100, {}, finished=True)
-  export.write_files(folder, arrays, model_card.timm_config(config), card)
+  card = card_lib.render(config, 100, {}, True, {})
+  export.write_files(folder, arrays, card_lib.describe(config), card)
   return card
+
+
+def enter(folder, monkeypatch):
+  """Makes an export's folder the one that a reader of its card works in."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(folder)
+  monkeypatch.delitem(sys.modules, "model", raising=False)
 
 
 def blocks_of(card):
@@ -92,7 +114,7 @@ def blocks_of(card):
 def run_block(card, having):
   """Runs the piece of a model card that has a word, as a reader would."""
   (block,) = (block for block in blocks_of(card) if having in block)
-  variables = {}
+  variables: dict[str, Any] = {}
   exec(block, variables)
   return variables
 
@@ -152,53 +174,69 @@ def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
   config = whole_experiment(**model)
   weights = random_weights(config)
   card = write(config, weights, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  enter(tmp_path, monkeypatch)
 
   scenes = load_sample_images().images
   transform = run_block(card, "transforms.Compose")["transform"]
   images = torch.stack([transform(Image.fromarray(scene)) for scene in scenes])
-  if config.augment.sobel:
-    images = run_block(card, "def sobel")["sobel"](images)
-  expected_images = photographs(config)
   np.testing.assert_allclose(
-    images.numpy().transpose(0, 2, 3, 1), expected_images, atol=1e-4
+    images.numpy().transpose(0, 2, 3, 1), normalised(config), atol=1e-4
   )
 
-  expected = outputs_here(config, weights, expected_images)
-  libraries = ["timm"]
-  if config.model.width == 64:
-    libraries.append("torchvision")
-  neck = run_block(card, "def embed")
+  expected = outputs_here(config, weights, photographs(config))
+  here = run_block(card, "from model import")["model"]
   with torch.no_grad():
-    for library in libraries:
-      model = run_block(card, f"import {library}\n")["model"]
-      features = model(images)
-      assert_close(library, features, expected.features)
-      embeddings = neck["embed"](features)
-      assert_close("embeddings", embeddings, expected.embeddings)
-      assert_close("scores", neck["scores"](embeddings), expected.logits[0])
+    assert_close("model.py", here(images), expected.features)
+    assert_close("embeddings", here.embed(images), expected.embeddings)
+    assert_close("scores", here.scores(images), expected.logits[0])
+    published = config.model.width == 64 and config.model.stem == "imagenet"
+    for library, offered in (
+      ("timm", published),
+      ("torchvision", published and not config.augment.sobel),
+    ):
+      blocks = [b for b in blocks_of(card) if f"import {library}\n" in b]
+      assert bool(blocks) == offered
+      if offered:
+        theirs = run_block(card, f"import {library}\n")["model"]
+        seen = for_torch(torch, photographs(config))
+        assert_close(library, theirs(seen), expected.features)
 
 
 @pytest.mark.parametrize(
   ("neck", "head"),
   [("mlp2", "prototypes"), ("mlp3", "centers"), ("none", "linear")],
 )
-def test_what_the_card_says_of_necks_works(
-  torch, tmp_path, monkeypatch, neck, head
-):
-  changed = dataclasses.replace(METHODS["odc"], HEAD=head)
-  monkeypatch.setitem(METHODS, "odc", changed)
+def test_necks_and_heads_work(torch, tmp_path, monkeypatch, neck, head):
+  patch_head(monkeypatch, head)
   config = whole_experiment("resnet18", width=16, size=32)
   with config.unlocked():
     config.model.neck = neck
   weights = random_weights(config)
   card = write(config, weights, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  enter(tmp_path, monkeypatch)
+  images = for_torch(torch, photographs(config))
   expected = outputs_here(config, weights, photographs(config))
-  parts = run_block(card, "def embed")
-  embeddings = parts["embed"](torch.from_numpy(np.array(expected.features)))
-  assert_close("embeddings", embeddings, expected.embeddings)
-  assert_close("scores", parts["scores"](embeddings), expected.logits[0])
+  model = run_block(card, "from model import")["model"]
+  with torch.no_grad():
+    assert_close("embeddings", model.embed(images), expected.embeddings)
+    assert_close("scores", model.scores(images), expected.logits[0])
+
+
+def patch_head(monkeypatch, head):
+  """Gives ODC another head, for the length of a test."""
+  changed = dataclasses.replace(METHODS["odc"], HEAD=head)
+  monkeypatch.setitem(METHODS, "odc", changed)
+
+
+def test_without_a_head_there_are_no_scores(torch, tmp_path, monkeypatch):
+  patch_head(monkeypatch, "none")
+  config = whole_experiment("resnet18", width=4, size=32)
+  card = write(config, random_weights(config), tmp_path)
+  assert "model.scores" not in card
+  enter(tmp_path, monkeypatch)
+  model = run_block(card, "from model import")["model"]
+  with pytest.raises(ValueError, match="has no head"):
+    model.scores(for_torch(torch, photographs(config)))
 
 
 @pytest.mark.parametrize("sobel", [False, True])
@@ -277,94 +315,6 @@ def test_features_of_their_networks_here(torch, tmp_path, name, library):
   with torch.no_grad():
     expected = theirs.eval()(for_torch(torch, images))
   assert_close(f"{library}'s {name} here", features, expected)
-
-
-def test_half_precision_and_old_files_are_read(torch, tmp_path):
-  theirs = plain_resnet(torch, "resnet18").bfloat16()
-  torch.save(theirs.state_dict(), tmp_path / "half.pth")
-  read_back = read(tmp_path / "half.pth")
-  assert read_back["conv1.weight"].dtype == np.float32
-  expected = theirs.conv1.weight.detach().float().numpy()
-  np.testing.assert_array_equal(read_back["conv1.weight"], expected)
-  torch.save(
-    theirs.state_dict(),
-    tmp_path / "old.pt",
-    _use_new_zipfile_serialization=False,
-  )
-  assert read(tmp_path / "old.pt").keys() == read_back.keys()
-
-
-class Touch:
-  """Unpickled, makes a file."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return pathlib.Path.touch, (self.path,)
-
-
-def test_code_in_a_file_is_not_executed(torch, tmp_path):
-  made = tmp_path / "made"
-  theirs = plain_resnet(torch, "resnet18")
-  content = {"state_dict": theirs.state_dict(), "extra": Touch(made)}
-  # It would work.
-  pickle.loads(pickle.dumps(Touch(made)))
-  assert made.exists()
-  made.unlink()
-  for name, new in (("new.pth", True), ("old.pth", False)):
-    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=new)
-    with pytest.raises(UserError) as caught:
-      read(tmp_path / name)
-    said = str(caught.value)
-    assert "nothing in it was executed" in said
-    assert "weights_only=False" in said
-    assert "\n" not in said
-    assert not made.exists()
-
-
-def test_who_trusts_a_file_is_told_how_to_save_its_weights(torch, tmp_path):
-  """Also where it is a whole network, whose code is not executed either."""
-  layer = torch.nn.Linear(2, 2)
-  log = {"state_dict": layer.state_dict(), "log": pathlib.PurePath("log")}
-  for content, i in ((layer, 0), (log, 1)):
-    path, new = tmp_path / "whole.pth", tmp_path / "new.pth"
-    torch.save(content, path)
-    with pytest.raises(UserError, match="nothing in it was executed") as caught:
-      read(path)
-    said = str(caught.value)
-    assert "\n" not in said
-    (load,) = re.findall(r"torch\.load\(.*?\)", said)
-    save = re.findall(r"torch\.save\(.*?, NEW\)", said)[i]
-    variables = {"torch": torch, "PATH": path, "NEW": new}
-    exec(f"content = {load}\n{save}", variables)
-    assert set(read(new)) == {"weight", "bias"}
-
-
-def test_tensors_that_numpy_lacks_are_named(torch, tmp_path):
-  weights = torch.eye(4)
-  path = tmp_path / "weights.pth"
-  for tensor, words in (
-    (weights.to_sparse(), "(torch.sparse_coo, torch.float32)"),
-    (weights.to(torch.float8_e4m3fn), "(torch.strided, torch.float8_e4m3fn)"),
-  ):
-    torch.save({"state_dict": {"fc.weight": tensor}}, path)
-    with pytest.raises(UserError) as caught:
-      read(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: state_dict.fc.weight {words}")
-    assert "\n" not in said
-
-
-def test_what_is_no_file_of_pytorchs_is_refused_in_a_line(torch, tmp_path):
-  path = tmp_path / "weights.pth"
-  torch.save(plain_resnet(torch, "resnet18").state_dict(), path)
-  whole = path.read_bytes()
-  for content in (b"", b"no weights at all", whole[: len(whole) // 2]):
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"weights.pth") as caught:
-      read(path)
-    assert "\n" not in str(caught.value)
 
 
 def randomize(torch, model):

@@ -1,7 +1,7 @@
 """Networks out of files: every layout, and what is said of those that fail."""
 
+import hashlib
 import json
-import sys
 
 import jax
 import ml_dtypes
@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from odc_jax import UserError
 from odc_jax.interop import export
-from odc_jax.interop.torch import check, initialize, load_into, read
+from odc_jax.interop.load import check, initialize, keep_digest, load_into
 from odc_jax.training import state as state_lib
 from tests.interop.networks import (
   assert_equal,
@@ -240,6 +240,24 @@ def test_a_run_starts_with_the_files_backbone_and_neck(
   assert "weights of backbone and neck from" in capsys.readouterr().out
 
 
+def test_a_run_keeps_the_digest_of_its_weights(config, state_dict, save):
+  started = config.copy_and_resolve_references()
+  path = save(state_dict["backbone"])
+  started.model.weights = str(path)
+  workdir, kept = path.parent, path.parent / "weights.json"
+  keep_digest(started, workdir, resuming=False)
+  expected = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert json.loads(kept.read_text())["sha256"] == expected
+  keep_digest(started, workdir, resuming=True)
+  save(other(state_dict["backbone"]))
+  with pytest.raises(UserError, match="begun with other weights"):
+    keep_digest(started, workdir, resuming=True)
+  path.unlink()
+  keep_digest(started, workdir, resuming=True)  # it has its own
+  keep_digest(config, workdir, resuming=False)
+  assert not kept.exists()
+
+
 # What does not fit.
 
 
@@ -366,37 +384,9 @@ def test_files_without_one_resnet_say_what_they_hold(config, state_dict, save):
       assert word in said
 
 
-def test_files_that_cannot_be_read_say_why(
-  config, state_dict, save, tmp_path, monkeypatch
-):
-  assert "--config.model.weights" in refused(tmp_path / "none.pth", config)
-  whole = save(state_dict["backbone"])
-  (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:5000])
-  assert "cut.safetensors is no readable safetensors" in refused(
-    tmp_path / "cut.safetensors", config
-  )
-  monkeypatch.setitem(sys.modules, "torch", None)
+def test_files_that_cannot_be_read_say_why(config, tmp_path):
+  assert "there is no file" in refused(tmp_path / "none.pth", config)
   (tmp_path / "weights.pth").write_bytes(b"")
-  said = refused(tmp_path / "weights.pth", config)
-  assert "pip install torch" in said
-  assert ".safetensors" in said
-
-
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
-def test_floats_that_numpy_lacks_are_named(config, tmp_path, dtype):
-  size = 2 if dtype == "F4" else 4
-  header = json.dumps(
-    {"w": {"dtype": dtype, "shape": [4], "data_offsets": [0, size]}}
-  ).encode()
-  path = tmp_path / "weights.safetensors"
-  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
-  assert f"w is {dtype}, which NumPy does not have" in refused(path, config)
-
-
-def test_the_folder_of_an_export_is_read_whole(state_dict, save, tmp_path):
-  path = save(state_dict["backbone"], "model.safetensors")
-  assert set(read(tmp_path)) == set(state_dict["backbone"])
-  save(under("neck.", state_dict["neck"]), "neck_and_head.safetensors")
-  assert set(read(tmp_path)) - set(read(path)) == set(
-    under("neck.", state_dict["neck"])
+  assert "weights.pth is no file that" in refused(
+    tmp_path / "weights.pth", config
   )

@@ -1,0 +1,230 @@
+"""What an export says of itself: config.json, and a model card."""
+
+import inspect
+import json
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from odc_jax.config import Config
+from odc_jax.data import loader
+from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
+from odc_jax.logs.scalars import declared
+from odc_jax.methods import METHODS
+from odc_jax.models import plain
+from odc_jax.models.network import STACKS
+
+_HERE = pathlib.Path(__file__).parent
+
+# Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
+_WIDTH = 64
+
+_EXPANSIONS = {"resnet18": 1, "resnet34": 1, "resnet50": 4}
+
+
+def describe(config: Config) -> dict[str, Any]:
+  """Returns `config.json`: timm's form, and what model.py needs beside it.
+
+  Args:
+    config: Of a run, as its work directory has it.
+  """
+  model, size = config.model, config.data.image_size
+  in_channels = 2 if config.augment.sobel else 3
+  described = {
+    "architecture": model.name,
+    "num_classes": 0,
+    "num_features": _num_features(model),
+    "global_pool": "avg",
+    "pretrained_cfg": {
+      "tag": "odc_jax",
+      "custom_load": False,
+      "input_size": [in_channels, size, size],
+      "fixed_input_size": False,
+      "interpolation": "bilinear",
+      "crop_pct": _crop_fraction(size, config.data.eval_resize),
+      "crop_mode": "center",
+      "mean": list(config.augment.mean),
+      "std": list(config.augment.std),
+      "num_classes": 0,
+      # Where it takes other than three channels, timm up to 1.0.30 would leave
+      # it random, with no more than a line in the log.
+      "first_conv": "conv1" if in_channels == 3 else None,
+      "classifier": "fc",
+    },
+    "odc_jax": {
+      "sobel": config.augment.sobel,
+      "neck": _neck(config),
+      "head": METHODS[config.method].HEAD,
+    },
+  }
+  if model.name in STACKS:
+    described["odc_jax"]["layers"] = _layers(model)
+  else:
+    described["odc_jax"] |= {"stem": model.stem, "width": model.width}
+    if model.width != _WIDTH:
+      described["model_args"] = {"channels": _channels(model)}
+  return described
+
+
+def render(
+  config: Config,
+  step: int,
+  numbers: Mapping[str, Any],
+  finished: bool,
+  weights: Mapping[str, Any],
+) -> str:
+  """Returns the model card, Markdown with the header of hubs.
+
+  Args:
+    config: Of a run, as its work directory has it.
+    step: Of the checkpoint.
+    numbers: The last value of every evaluation.
+    finished: Whether the run has ended.
+    weights: What `hub.recorded` says of those that the run began with.
+  """
+  model, data = config.model, config.data
+  is_plain, neck = model.name in STACKS, _neck(config)
+  published = model.width == _WIDTH and model.stem == "imagenet"
+  in_channels = 2 if config.augment.sobel else 3
+  start = _weights_name(model.get("weights", ""))
+  steps = loader.steps_per_epoch(config.num_examples, config.batch_size)
+  arguments = f'"{model.name}", num_classes=0'
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  return environment.get_template("card.md.jinja").render(
+    library="pytorch" if is_plain else "timm",
+    method=config.method,
+    model=model,
+    source=_source(config),
+    summary=_summary(config, step, start),
+    start=start,
+    weights=weights,
+    num_examples=config.num_examples,
+    num_clusters=config.num_clusters,
+    epochs=f"{step / steps:g}",
+    step=step,
+    batch_size=config.batch_size,
+    finished=finished,
+    num_features=_num_features(model),
+    in_channels=in_channels,
+    numbers=[
+      (name, f"{value:.4g}", declared(name) or "")
+      for name, value in numbers.items()
+      if name.startswith("eval/")
+    ],
+    has_scores=METHODS[config.method].HEAD != "none",
+    in_timm=published and not is_plain,
+    timm_arguments=arguments + (", in_chans=2" if in_channels == 2 else ""),
+    in_torchvision=published and in_channels == 3 and model.name != "alexnet",
+    plain=is_plain,
+    whose="DeepCluster" if model.name == "alexnet" else "torchvision",
+    neck=neck,
+    image_size=data.image_size,
+    eval_resize=data.eval_resize,
+    sobel=config.augment.sobel,
+    mean=tuple(config.augment.mean),
+    std=tuple(config.augment.std),
+    backbone_file=BACKBONE_FILE,
+    neck_and_head_file=NECK_AND_HEAD_FILE,
+    config=json.dumps(_config(config), indent=2),
+    paper=_paper(config.method),
+  )
+
+
+def _summary(config, step, start):
+  """Returns in a sentence or two what the network is."""
+  if step:
+    learned = (
+      "learned without labels, by predicting clusters that it made itself"
+    )
+  elif start:
+    learned = f"has the weights of `{start}`, not trained further"
+  else:
+    learned = "has random weights and was not trained"
+  return textwrap.fill(
+    f"The backbone of a network that {learned}. It turns an image into "
+    f"{_num_features(config.model):,} features, for nearest neighbours, a "
+    "linear classifier, or fine-tuning.",
+    80,
+  )
+
+
+def _paper(method):
+  """Returns what a method's module begins with: its paper and its code."""
+  doc = inspect.getdoc(inspect.getmodule(METHODS[method].init)) or ""
+  return "\n".join(doc.split("\n\n")[:2])
+
+
+def _neck(config):
+  return config.model.get("neck", "nonlinear")
+
+
+def _layers(model):
+  """Returns AlexNet's or VGG's layers as model.py takes them."""
+  return [
+    [layer.size]
+    if isinstance(layer, plain.Pool)
+    else [plain.scaled(layer.channels, model.width), *layer[1:]]
+    for stage in STACKS[model.name]
+    for layer in stage
+  ]
+
+
+def _channels(model):
+  return [model.width * 2**stage for stage in range(4)]
+
+
+def _num_features(model):
+  if model.name in STACKS:
+    *_, last = (
+      layer
+      for stage in STACKS[model.name]
+      for layer in stage
+      if isinstance(layer, plain.Conv)
+    )
+    return plain.scaled(last.channels, model.width)
+  return _channels(model)[-1] * _EXPANSIONS[model.name]
+
+
+def _crop_fraction(size, resize):
+  """Returns size / resize, such that timm, which cuts, gets `resize` back."""
+  fraction = size / resize
+  while math.floor(size / fraction) < resize:
+    fraction = math.nextafter(fraction, 0)
+  return fraction
+
+
+def _source(config):
+  """Returns the data source without the path, which is nobody's business."""
+  kind, colon, name = config.data.source.partition(":")
+  # What follows is a path, but for tfds a name, and may have slashes too.
+  return f"{kind}{colon}{name if kind == 'tfds' else _name(name)}"
+
+
+def _config(config):
+  """Returns the config without paths of the machine that it ran on."""
+  shown = json.loads(config.to_json())
+  shown["data"]["source"] = _source(config)
+  shown["model"]["weights"] = _weights_name(shown["model"].get("weights", ""))
+  if "semi_lists" in shown["eval"]:
+    shown["eval"]["semi_lists"] = [*map(_name, shown["eval"]["semi_lists"])]
+  return shown
+
+
+def _weights_name(weights):
+  """Returns what `model.weights` is, a path without its folders."""
+  return weights if weights.startswith(("hf:", "pip:")) else _name(weights)
+
+
+def _name(path):
+  """Returns the last part of a path."""
+  return pathlib.PurePath(path).name
