@@ -69,6 +69,8 @@ ALLOWED = {
   },
   "models": {"models", "errors"},
   "data": {"data", "errors", "files"},
+  "data/capacity.py": {"data", "distributed", "errors", "mesh"},
+  "data/resident.py": {"data", "distributed", "mesh"},
   "logs": {"config", "files", "logs"},
   "passes": {"clustering", "config", "data", "distributed", "mesh"},
   "training": {

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from odc_jax import processes
 from odc_jax.data import decode
-from odc_jax.data.sources import Source
+from odc_jax.data.source import Source
+from odc_jax.distributed import processes
 from odc_jax.errors import UserError
-from odc_jax.memory import padded_rows
+from odc_jax.mesh import padded_rows
 
 # What images may take of the devices' memory at most. Reading them takes as
 # much again of the host's, which on a CPU is the same.
@@ -105,7 +105,8 @@ def choose(
     side,
     most,
     f"data.resident = images: {num_images:,} of {side} x {side} pixels"
-    f"{smaller} on the {_devices(num_devices)}, {taken / 1e6:,.0f} MB on each, "
+    f"{smaller}, {taken / 1e6:,.0f} MB on "
+    f"{f'each of {num_devices} devices' if num_devices > 1 else 'the device'}, "
     f"{taken / device_bytes:.0%} of its memory",
   )
 

@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from odc_jax import mesh as mesh_lib
-from odc_jax import processes
 from odc_jax.data import boxes, crop, decode, loader
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.capacity import Choice
 from odc_jax.data.decode import Crop
-from odc_jax.data.sources import Source
-from odc_jax.memory import padded_rows
+from odc_jax.data.source import Source
+from odc_jax.distributed import processes
+from odc_jax.mesh import padded_rows
 
 # Images that one thread reads at a time.
 _CHUNK = 64
