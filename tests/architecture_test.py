@@ -70,6 +70,7 @@ ALLOWED = {
   "models": {"models", "errors"},
   "data": {"data", "errors", "files"},
   "data/capacity.py": {"data", "distributed", "errors", "mesh"},
+  "data/feed.py": {"data", "mesh"},
   "data/resident.py": {"data", "distributed", "mesh"},
   "logs": {"config", "files", "logs"},
   "passes": {"clustering", "config", "data", "distributed", "mesh"},

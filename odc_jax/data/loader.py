@@ -161,7 +161,7 @@ def train_batches(
     UserError: sizes that do not fit, unknown sampling; from the iterator:
       a hundred images in a row that cannot be read.
   """
-  local = _local_size(batch_size, process_count)
+  local = local_size(batch_size, process_count)
   # A mistake in the configuration is raised here, not out of a thread.
   batch_indices(
     len(source), batch_size, start_step, seed, config.sampling, order
@@ -241,7 +241,7 @@ def eval_batches(
   """
   if batch_size < 1:
     raise UserError(f"batch_size {batch_size} is not positive")
-  local = _local_size(batch_size, process_count)
+  local = local_size(batch_size, process_count)
   if crop > resize and not squash:
     raise UserError(
       f"the evaluation crop of {crop} pixels is larger than the resized image: "
@@ -447,7 +447,7 @@ def read_one(
   )
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
+def local_size(batch_size: int, process_count: int) -> int:
   """Returns the rows of a batch that each process reads."""
   if batch_size % process_count:
     raise UserError(

@@ -7,10 +7,9 @@ step takes the rows it needs, and crops them itself.
 """
 
 import contextlib
+import dataclasses
 import functools
-import itertools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grain
@@ -18,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Int, Shaped, UInt8
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.data import boxes, crop, decode, loader
+from odc_jax.data import crop, decode, loader
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.capacity import Choice
-from odc_jax.data.decode import Crop
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.mesh import padded_rows
@@ -40,9 +38,9 @@ class Images(NamedTuple):
     pixels: In the upper left corner of each row an image; rows are padded.
     sizes: Width and height of every image before it was made to fit, on every
       host.
-    labels: Ground truth, -1 where unknown, of the rows that this process read.
+    labels: Ground truth, -1 where unknown, of the images that this process
+      read.
     keys: The names of these.
-    first: The first of these rows.
     smaller: How many of the n were made smaller.
   """
 
@@ -50,8 +48,32 @@ class Images(NamedTuple):
   sizes: Int[np.ndarray, "n 2"]
   labels: Int[np.ndarray, " own"]
   keys: list[str]
-  first: int
   smaller: int
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["pixels", "sizes", "boxes"],
+  meta_fields=["sides"],
+)
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+  """The views of a batch that are still to be cut out of resident images.
+
+  Attributes:
+    pixels: All images, as `Images` has them.
+    sizes: Width and height of each image of the batch as it lies there, int32
+      [b, 2].
+    boxes: For every kind of crop: (left, top, right, bottom) of each view, in
+      pixels of the image, float32 [b, v, 4].
+    sides: Of the crops of each kind, in pixels.
+  """
+
+  # What else JAX puts here in passing, such as shardings, has no shape.
+  pixels: Any
+  sizes: Any
+  boxes: tuple[Any, ...]
+  sides: tuple[int, ...]
 
 
 def own_rows(num_examples: int, mesh: Mesh) -> range:
@@ -102,9 +124,8 @@ def take(
     here = index - jax.lax.axis_index(mesh_lib.AXIS) * rows.shape[0]
     is_here = (here >= 0) & (here < rows.shape[0])
     found = rows.at[here].get(mode="clip")
-    found = jnp.where(
-      jnp.expand_dims(is_here, tuple(range(1, rows.ndim))), found, 0
-    )
+    is_here = is_here.reshape(-1, *[1] * (rows.ndim - 1))
+    found = jnp.where(is_here, found, 0)
     return jax.lax.psum_scatter(found, mesh_lib.AXIS, tiled=True)
 
   return mesh_lib.per_shard(
@@ -115,21 +136,21 @@ def take(
 
 
 def views(
-  pixels: UInt8[Array, "n side side 3"],
-  batch: dict[str, Any],
-  sizes: Sequence[int],
+  cuts: Cuts, index: Int[Array, " b"]
 ) -> tuple[UInt8[Array, "b _ _ _ 3"], ...]:
-  """Inside `jit`: returns what `loader.train_batches` has under "image".
+  """Inside `jit`: returns the pixels that the loader would have given.
 
   Args:
-    pixels: As `Images` has them.
-    batch: Of `train_batches` or `eval_batches` here, on the devices.
-    sizes: Side of every kind of crop, in pixels.
+    cuts: Of the batch, on the devices.
+    index: Its images.
+
+  Returns:
+    [b, v, h, w, 3] for every kind of crop.
   """
-  images = take(pixels, batch["index"])
+  images = take(cuts.pixels, index)
   return tuple(
-    crop.crop_views(images, batch["sizes"], boxes_, size)
-    for boxes_, size in zip(batch["boxes"], sizes, strict=True)
+    crop.crop_views(images, cuts.sizes, boxes, side)
+    for boxes, side in zip(cuts.boxes, cuts.sides, strict=True)
   )
 
 
@@ -194,7 +215,6 @@ def read(
     all_sizes,
     labels[:row],
     keys,
-    own.start,
     int(np.sum(all_sizes.max(axis=1) > choice.most)),
   )
 
@@ -218,106 +238,3 @@ class _ReadImages:
         label, key = None, bad[met].key
       records.append((image, size, -1 if label is None else label, key))
     return records, bad
-
-
-def train_batches(
-  images: Images,
-  *,
-  sampling: str,
-  batch_size: int,
-  crops: Sequence[Crop],
-  seed: int,
-  start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  order: Int[np.ndarray, " m"] | None = None,
-) -> Iterator[dict[str, Any]]:
-  """Yields what `loader.train_batches` does, but boxes instead of pixels.
-
-  Args:
-    images: on the devices.
-    sampling: as for `loader.batch_indices`.
-    batch_size: as for `loader.train_batches`, and so the others.
-    crops: likewise.
-    seed: likewise.
-    start_step: likewise.
-    process_index: likewise.
-    process_count: likewise.
-    order: likewise.
-
-  Yields:
-    {"index": int32 [b_local], "sizes": width and height of the images as they
-    lie on the devices, int32 [b_local, 2], "boxes": for every kind of crop
-    float32 [b_local, v, 4], in a tuple, "bad": [], "seconds": CPU time that the
-    batch took}.
-  """
-  local = batch_size // process_count
-  rows = range(process_index * local, (process_index + 1) * local)
-  for step in itertools.count(start_step):
-    start = time.thread_time()
-    index = loader.batch_indices(
-      len(images.sizes), batch_size, step, seed, sampling, order
-    )[rows.start : rows.stop]
-    sizes = images.sizes[index]
-    drawn = boxes.random_boxes(seed, step, np.array(rows), sizes, crops)
-    yield {
-      "index": index,
-      **_on_devices(images, sizes, drawn),
-      "bad": [],
-      "seconds": time.thread_time() - start,
-    }
-
-
-def eval_batches(
-  images: Images,
-  *,
-  batch_size: int,
-  resize: int,
-  crop: int,
-  process_count: int = 1,
-) -> Iterator[dict[str, Any]]:
-  """Yields every image once, as `loader.eval_batches` does.
-
-  But each process has the rows of its own devices, and so knows their labels
-  and keys.
-
-  Args:
-    images: on the devices.
-    batch_size: as for `loader.eval_batches`, and so the others.
-    resize: likewise.
-    crop: likewise.
-    process_count: likewise.
-
-  Yields:
-    {"index", "sizes", "boxes" as `train_batches` has them, of one view,
-    "label": int32 [b_local], "key": list of strings, "bad": []}. Past the last
-    image of a process stands index n, with label -1 and an empty key.
-  """
-  n, local = len(images.sizes), batch_size // process_count
-  own = padded_rows(n) // process_count
-  for start in range(0, own if process_count > 1 else n, local):
-    count = max(0, min(local, len(images.keys) - start))
-    index = np.full(local, n, np.int32)
-    index[:count] = images.first + start + np.arange(count)
-    label = np.full(local, -1, np.int32)
-    label[:count] = images.labels[start : start + count]
-    sizes = np.ones((local, 2), np.int32)
-    sizes[:count] = images.sizes[index[:count]]
-    yield {
-      "index": index,
-      **_on_devices(images, sizes, [boxes.center_boxes(sizes, resize, crop)]),
-      "label": label,
-      "key": images.keys[start : start + count] + [""] * (local - count),
-      "bad": [],
-    }
-
-
-def _on_devices(
-  images: Images,
-  sizes: Int[np.ndarray, "b 2"],
-  drawn: Sequence[Float[np.ndarray, "b _ 4"]],
-) -> dict[str, Any]:
-  """Returns sizes and boxes in pixels of the images as they are kept."""
-  kept = decode.fitting_size(sizes, images.pixels.shape[1])
-  scale = np.tile(kept / sizes, 2).astype(np.float32)[:, None]
-  return {"sizes": kept, "boxes": tuple(box * scale for box in drawn)}

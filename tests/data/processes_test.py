@@ -21,9 +21,10 @@ def work(process, count, port, folder, out):
   from ml_collections import ConfigDict
 
   from odc_jax import mesh as mesh_lib
-  from odc_jax.data import augment, loader, resident, sources
+  from odc_jax.data import augment, feed, resident, sources
   from odc_jax.data.capacity import Choice
   from odc_jax.data.decode import Crop
+  from odc_jax.distributed import processes
 
   data = ConfigDict(
     {
@@ -66,24 +67,21 @@ def work(process, count, port, folder, out):
     "process_index": process,
     "process_count": count,
   }
-  batches = loader.train_batches(source, data, **options)
+  batches = feed.train_batches(source, data, **options)
 
   @jax.jit
   def augmented(step, images, index):
     key = jax.random.fold_in(jax.random.key(5), step)
     return augment.augment_views(strengths, key, images, index)
 
-  @jax.jit
-  def cropped(pixels, batch):
-    return resident.views(pixels, batch, [16, 8])
-
+  cropped = jax.jit(resident.views)
   saved = {}
   with jax.set_mesh(mesh):
     # Reads 20 x 20 of each, then finds that they are of 40 x 30.
     images = resident.read(
       source, Choice(20, 40, ""), mesh, num_threads=2, met=lambda bad: None
     )
-    kept = resident.train_batches(images, sampling="replacement", **options)
+    kept = feed.train_batches(images, data, **options)
     for step in range(STEPS):
       batch = next(batches)
       large, small = batch["image"]
@@ -92,14 +90,9 @@ def work(process, count, port, folder, out):
         ((large, small), batch["index"]),
       )
       views = augmented(step, images_, index)
-      boxes = next(kept)
-      crops = cropped(
-        images.pixels,
-        jax.tree.map(
-          lambda x: jax.make_array_from_process_local_data(rows, x),
-          {name: boxes[name] for name in ("index", "sizes", "boxes")},
-        ),
-      )
+      cuts = next(kept)
+      cuts = processes.to_devices((cuts["image"], cuts["index"]), mesh)
+      crops = cropped(*cuts)
       for name, array in {
         "large": images_[0],
         "small": images_[1],

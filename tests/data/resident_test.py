@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.data import decode, loader, resident, sources
+from odc_jax.data import decode, feed, resident, sources
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.capacity import Choice
 from odc_jax.data.decode import Crop
+from odc_jax.data.resident import Cuts
+from odc_jax.distributed import processes
 from odc_jax.plan import collectives
 
 N, ODD = 75, 40
@@ -35,6 +37,17 @@ def source(tmp_path_factory):
     image.save(folder / f"{i:02d}.png")
   (path / "0" / "07.png").write_text("no image")
   return sources.make(f"folder:{path}")
+
+
+def make_config(sampling):
+  return ml_collections.ConfigDict(
+    {
+      "sampling": sampling,
+      "num_threads": 0,
+      "num_workers": 0,
+      "prefetch": 1,
+    }
+  )
 
 
 def read(source, mesh, most=64, side=20):
@@ -86,12 +99,18 @@ def test_what_is_too_long_is_made_smaller(source, mesh):
   np.testing.assert_array_equal(pixels[:, :7], smaller)
   assert not pixels[:, 7:].any()
   # A box reaches as far into the smaller image as into the image.
-  order = np.full(8, ODD)
-  options = {"sampling": "", "batch_size": 8, "seed": 0, "order": order}
-  wide = [Crop(16, (1.0, 1.0), (12 / 33, 12 / 33))]
-  batch = next(resident.train_batches(images, crops=wide, **options))
-  assert batch["sizes"].tolist() == [[7, 20]] * 8
-  np.testing.assert_allclose(batch["boxes"][0][:, 0], [[0, 0, 7, 20]] * 8)
+  wide = Crop(16, (1.0, 1.0), (12 / 33, 12 / 33))
+  batches = feed.train_batches(
+    images,
+    make_config("permutation"),
+    batch_size=8,
+    crops=[wide],
+    seed=0,
+    order=np.full(8, ODD),
+  )
+  cuts = next(batches)["image"]
+  assert cuts.sizes.tolist() == [[7, 20]] * 8
+  np.testing.assert_allclose(cuts.boxes[0][:, 0], [[0, 0, 7, 20]] * 8)
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (7,)])
@@ -111,26 +130,25 @@ def test_rows_of_features_and_images_alike(shape, mesh):
     np.testing.assert_array_equal(got[-2:], 0)
 
 
+views = jax.jit(resident.views)
+
+
 def lowered(mesh, num_rows):
   rows = mesh_lib.rows(mesh)
 
   def shape(*sizes, dtype):
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)
 
-  batch = {
-    "index": shape(16, dtype=jnp.int32),
-    "sizes": shape(16, 2, dtype=jnp.int32),
-    "boxes": (
+  cuts = Cuts(
+    pixels=shape(num_rows, 24, 24, 3, dtype=jnp.uint8),
+    sizes=shape(16, 2, dtype=jnp.int32),
+    boxes=(
       shape(16, 2, 4, dtype=jnp.float32),
       shape(16, 1, 4, dtype=jnp.float32),
     ),
-  }
-
-  def views(pixels, batch):
-    return resident.views(pixels, batch, [16, 8])
-
-  pixels = shape(num_rows, 24, 24, 3, dtype=jnp.uint8)
-  return jax.jit(views).lower(pixels, batch).compile()
+    sides=(16, 8),
+  )
+  return views.lower(cuts, shape(16, dtype=jnp.int32)).compile()
 
 
 def test_the_batch_moves_and_nothing_that_grows_with_the_data_set():
@@ -148,21 +166,6 @@ def test_the_batch_moves_and_nothing_that_grows_with_the_data_set():
   assert temporaries[0] == temporaries[1]
 
 
-def from_loader(source, count, **options):
-  config = ml_collections.ConfigDict(
-    {
-      "sampling": options.pop("sampling"),
-      "num_threads": 0,
-      "num_workers": 0,
-      "prefetch": 1,
-    }
-  )
-  batches = loader.train_batches(source, config, crops=CROPS, **options)
-  taken = [next(batches) for _ in range(count)]
-  batches.close()
-  return taken
-
-
 def assert_nearly_same(ours, theirs):
   difference = np.abs(np.asarray(ours).astype(int) - theirs)
   assert difference.max() <= 2
@@ -173,66 +176,67 @@ def assert_nearly_same(ours, theirs):
 def test_batches_are_the_loaders(source, mesh, sampling):
   """The order, the boxes, and the crops but for a level of 255."""
   images, _ = read(source, mesh)
-  views = jax.jit(lambda pixels, b: resident.views(pixels, b, [16, 8]))
   options = {
-    "sampling": sampling,
     "batch_size": 24,
+    "crops": CROPS,
     "seed": 5 + (1 << 32),
     "start_step": 1,
   }
-  batches = resident.train_batches(images, crops=CROPS, **options)
-  for theirs in from_loader(source, 4, **options):
-    ours = next(batches)
+  config = make_config(sampling)
+  from_devices = feed.train_batches(images, config, **options)
+  from_host = feed.train_batches(source, config, **options)
+  for _ in range(4):
+    ours, theirs = next(from_devices), next(from_host)
+    assert ours.keys() == theirs.keys()
     assert ours["bad"] == []
     assert ours["seconds"] >= 0
     assert ours["index"].dtype == np.int32
     np.testing.assert_array_equal(ours["index"], theirs["index"])
-    arrays = {name: ours[name] for name in ("index", "sizes", "boxes")}
-    arrays = jax.device_put(arrays, mesh_lib.rows(mesh))
-    got = views(images.pixels, arrays)
-    for crops, expected in zip(got, theirs["image"], strict=True):
+    on_devices = processes.to_devices((ours["image"], ours["index"]), mesh)
+    for crops, expected in zip(
+      views(*on_devices), theirs["image"], strict=True
+    ):
       assert crops.dtype == np.uint8
       assert_nearly_same(crops, expected)
+  from_host.close()
 
 
 def test_processes_hold_consecutive_rows_of_the_same_batch(source):
   with jax.set_mesh(mesh := mesh_lib.make_mesh(1)):
     images, _ = read(source, mesh)
-  options = {
-    "sampling": "permutation",
-    "batch_size": 24,
-    "crops": CROPS,
-    "seed": 1,
-  }
-  whole = next(resident.train_batches(images, start_step=2, **options))
-  halves = [
-    next(
-      resident.train_batches(
-        images, start_step=2, process_index=p, process_count=2, **options
-      )
+
+  def batch(**options):
+    batches = feed.train_batches(
+      images,
+      make_config("permutation"),
+      batch_size=24,
+      crops=CROPS,
+      seed=1,
+      start_step=2,
+      **options,
     )
-    for p in range(2)
-  ]
-  for batch in (whole, *halves):
-    del batch["bad"], batch["seconds"]
+    found = next(batches)
+    return found["index"], found["image"].sizes, found["image"].boxes
+
+  whole = batch()
+  halves = [batch(process_index=p, process_count=2) for p in range(2)]
   joined = jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
   jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
 def test_evaluation_has_the_loaders_crops_labels_and_keys(source, mesh):
   images, _ = read(source, mesh)
-  options = {"batch_size": 24, "resize": 20, "crop": 16}
-  theirs = list(loader.eval_batches(source, num_threads=0, **options))
-  ours = list(resident.eval_batches(images, **options))
-  views = jax.jit(lambda pixels, b: resident.views(pixels, b, [16]))
+  options = {"batch_size": 24, "resize": 20, "crop": 16, "num_threads": 0}
+  theirs = list(feed.eval_batches(source, **options))
+  ours = list(feed.eval_batches(images, **options))
   for batch, expected in zip(ours, theirs, strict=True):
+    assert batch.keys() == expected.keys()
     np.testing.assert_array_equal(batch["index"], expected["index"])
     np.testing.assert_array_equal(batch["label"], expected["label"])
     assert batch["key"] == expected["key"]
     assert batch["bad"] == []
-    arrays = {name: batch[name] for name in ("index", "sizes", "boxes")}
-    arrays = jax.device_put(arrays, mesh_lib.rows(mesh))
-    (got,) = views(images.pixels, arrays)
+    on_devices = processes.to_devices((batch["image"], batch["index"]), mesh)
+    (got,) = views(*on_devices)
     real = batch["index"] < N
     assert_nearly_same(got[real, 0], expected["image"][real])
 
@@ -241,33 +245,25 @@ def test_each_process_evaluates_the_rows_of_its_devices():
   digits = sources.make("digits")
   with jax.set_mesh(mesh := mesh_lib.make_mesh(1)):
     images, _ = read(digits, mesh, side=8)
-  # As two processes would have read them: 2,048 rows are 1,024 and 1,024.
-  own = [
-    images._replace(
-      labels=images.labels[first : first + 1024],
-      keys=images.keys[first : first + 1024],
-      first=first,
-    )
-    for first in (0, 1024)
-  ]
-  parts = [
-    list(
-      resident.eval_batches(
-        part, batch_size=600, resize=8, crop=8, process_count=2
+  seen = []
+  for process in range(2):
+    # As it would have read them: of 2,048 rows its 1,024.
+    own = slice(process * 1024, (process + 1) * 1024)
+    batches = list(
+      feed.eval_batches(
+        images._replace(labels=images.labels[own], keys=images.keys[own]),
+        batch_size=600,
+        resize=8,
+        crop=8,
+        num_threads=0,
+        process_index=process,
+        process_count=2,
       )
     )
-    for part in own
+    assert len(batches) == 4  # else they would wait for each other
+    for batch in batches:
+      found = batch["index"].tolist(), batch["key"], batch["label"].tolist()
+      seen += [row for row in zip(*found, strict=True) if row[0] < 1797]
+  assert seen == [
+    (i, digits[i]["key"], digits[i]["label"]) for i in range(1797)
   ]
-  # Else they would wait for each other.
-  assert [len(part) for part in parts] == [4, 4]
-  seen = [
-    found
-    for part in parts
-    for batch in part
-    for found in zip(
-      batch["index"].tolist(), batch["key"], batch["label"].tolist(),
-      strict=True,
-    )
-    if found[0] < 1797
-  ]  # fmt: skip
-  assert seen == [(i, d["key"], d["label"]) for i, d in enumerate(digits)]
