@@ -41,6 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "prefetch": 16,
       "on_error": "replace",
       "max_bad_fraction": 0.01,
+      "resident": "auto",
     }
   )
   config.augment = ConfigDict(

@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "prefetch": 8,
       "on_error": "replace",
       "max_bad_fraction": 0.01,
+      "resident": "auto",
     }
   )
   config.augment = ConfigDict(

@@ -103,6 +103,7 @@ ALLOWED = {
     "errors",
     "evals",
     "interop",
+    "logs",
     "methods",
     "passes",
     "results",

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,40 @@ class Choice(NamedTuple):
     side: Of the squares that are kept for each on the devices; 0 where they
       stay with the host. It grows to `most` where an image needs it.
     most: Images with a longer side are made smaller.
-    why: What to tell the user, in one line.
+    why: What to tell the user, in one line; "" where it is as asked for.
   """
 
   side: int
   most: int
   why: str
+
+
+def decide(
+  wanted: str, sources: Sequence[Source], image_size: int, mesh: Mesh
+) -> Choice:
+  """Decides whether the images of some data sets are to lie on the devices.
+
+  Looks at the headers of a few images. All processes have to call.
+
+  Args:
+    wanted: `data.resident`; see `choose`.
+    sources: the data sets.
+    image_size: side of a crop, in pixels.
+    mesh: the devices.
+
+  Raises:
+    UserError: as `choose`.
+  """
+  if wanted == "off":
+    return Choice(0, 0, "")
+  return choose(
+    wanted,
+    sum(len(source) for source in sources),
+    max(longest_side(source) for source in sources),
+    image_size,
+    mesh.size,
+    device_bytes(mesh),
+  )
 
 
 def choose(
@@ -55,7 +84,7 @@ def choose(
   Args:
     wanted: `data.resident`. "auto": if they fit as they are, without being made
       smaller, into a quarter of the memory. "images": in any case, made smaller
-      if that is what it takes. "off": no.
+      if that is what it takes.
     num_images: in the data set.
     longest: side of an image, in pixels, as far as is known; 0 if nothing is.
     image_size: side of a crop, in pixels.
@@ -65,8 +94,6 @@ def choose(
   Raises:
     UserError: there is no such choice; or what is wanted cannot be.
   """
-  if wanted == "off":
-    return Choice(0, 0, "data.resident = off: images are read for every batch")
   if wanted not in _SHARE:
     raise UserError(
       f"unknown data.resident {wanted!r}; choose auto, images or off"
@@ -101,13 +128,13 @@ def choose(
   side = min(longest, most)
   taken = 3 * side**2 * padded_rows(num_images) / num_devices
   smaller = f", made smaller from {longest}" if most < longest else ""
+  where = f"each of {num_devices} devices" if num_devices > 1 else "the device"
   return Choice(
     side,
     most,
     f"data.resident = images: {num_images:,} of {side} x {side} pixels"
-    f"{smaller}, {taken / 1e6:,.0f} MB on "
-    f"{f'each of {num_devices} devices' if num_devices > 1 else 'the device'}, "
-    f"{taken / device_bytes:.0%} of its memory",
+    f"{smaller}, {math.ceil(taken / 1e6):,} MB on {where}, "
+    f"{max(taken / device_bytes, 0.001):.1%} of its memory",
   )
 
 

@@ -73,12 +73,15 @@ class Evaluation:
 
   def keep_images(
     self, choice: Choice, advance: Callable[[int], None] = lambda done: None
-  ) -> None:
+  ) -> int:
     """Reads the images onto the devices, where all passes then find them.
 
     Args:
       choice: What becomes of them there.
       advance: Is told how many images have been read.
+
+    Returns:
+      How many of them were made smaller.
 
     Raises:
       StoppedError: If `check` does.
@@ -101,9 +104,13 @@ class Evaluation:
       bad.exchange(processes.gather)
       return images
 
-    self.train_data = read(self._train, self.bad_train, 0)
+    self.train_data = images = read(self._train, self.bad_train, 0)
+    smaller = images.smaller
     if self._test is not None:
-      self._test_data = read(self._test, self.bad_test, len(self._train))
+      images = read(self._test, self.bad_test, len(self._train))
+      self._test_data = images
+      smaller += images.smaller
+    return smaller
 
   def has_labels(self) -> bool:
     """Returns whether there is anything to evaluate against."""

@@ -26,7 +26,6 @@ GB = 10**9
     ("auto", 1_281_167, 96, 64, 8, 80 * GB, (96, 203)),
     # In a half: 101 x 101.
     ("images", 1_281_167, 500, 64, 1, 80 * GB, (101, 101)),
-    ("off", 10, 8, 8, 1, GB, (0, 0)),
     ("auto", 10, 0, 8, 1, GB, (0, 0)),
     ("auto", 10, 8, 8, 1, None, (0, 0)),
   ],
@@ -45,12 +44,12 @@ def test_what_fits_by_hand(wanted, n, longest, size, devices, memory, expected):
 def test_the_line_says_bytes_and_share():
   line = capacity.choose("auto", 50_000, 32, 32, 2, 8 * GB).why
   assert line == (
-    "data.resident = images: 50,000 of 32 x 32 pixels, 77 MB on each of 2 "
-    "devices, 1% of its memory"
+    "data.resident = images: 50,000 of 32 x 32 pixels, 78 MB on each of 2 "
+    "devices, 1.0% of its memory"
   )
   line = capacity.choose("images", 2_000, 4_000, 64, 1, 8 * GB).why
   assert "2,000 of 256 x 256 pixels, made smaller from 4000, " in line
-  assert "403 MB on the device, 5% of its memory" in line
+  assert "403 MB on the device, 5.0% of its memory" in line
   line = capacity.choose("auto", 2_000, 4_000, 64, 1, 8 * GB).why
   assert "up to 4000 pixels" in line
   assert "up to 256" in line
@@ -89,3 +88,12 @@ def test_devices_of_a_cpu_share_its_memory():
   assert whole is not None
   assert 2**28 < whole < 2**50
   assert capacity.device_bytes(all_) == whole // all_.size
+
+
+def test_what_is_decided_for_two_data_sets():
+  mesh = mesh_lib.make_mesh(1)
+  digits = sources.make("digits")
+  assert capacity.decide("off", [digits], 8, mesh) == (0, 0, "")
+  choice = capacity.decide("auto", [digits, digits], 8, mesh)
+  assert choice[:2] == (8, 32)
+  assert choice.why.startswith("data.resident = images: 3,594 of 8 x 8 pixels")
