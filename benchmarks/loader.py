@@ -105,7 +105,7 @@ def opencv(size):
     pixels = read(image, number)
     height, width = pixels.shape[:2]
     rng = np.random.Generator(np.random.Philox(number))
-    left, top, right, low = decode._sample_box(width, height, SCALE, RATIO, rng)
+    left, top, right, low = decode.sample_box(width, height, SCALE, RATIO, rng)
     box = pixels[top:low, left:right]
     shrinks = min(box.shape[:2]) > size
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

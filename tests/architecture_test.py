@@ -66,6 +66,9 @@ ALLOWED = {
   },
   "models": {"models", "errors"},
   "data": {"data", "errors", "files"},
+  "data/capacity.py": {"data", "distributed", "errors", "mesh"},
+  "data/feed.py": {"data", "mesh"},
+  "data/resident.py": {"data", "distributed", "mesh"},
   "logs": {"config", "files", "logs"},
   "passes": {"clustering", "config", "data", "distributed", "mesh"},
   "training": {
@@ -97,6 +100,7 @@ ALLOWED = {
     "errors",
     "evals",
     "interop",
+    "logs",
     "methods",
     "passes",
     "results",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
 # What a record may hold, or an image that is open already.
@@ -91,7 +91,7 @@ def random_resized_crops(
   width, height = _upright_size(image, orientation)
   views = [crop for crop in crops for _ in range(crop.views)]
   boxes = [
-    _sample_box(width, height, crop.scale, crop.ratio, rng)
+    sample_box(width, height, crop.scale, crop.ratio, rng)
     for crop, rng in zip(views, rngs, strict=True)
   ]
   shrink = min(
@@ -111,6 +111,61 @@ def random_resized_crops(
     np.stack(pixels[first : first + crop.views])
     for first, crop in zip(firsts, crops, strict=False)
   ]
+
+
+def upright_size(image: AnyImage) -> tuple[int, int]:
+  """Returns width and height of an image as a person sees it.
+
+  Reads no more than the header.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+
+  Raises:
+    DecodeError: the image cannot be read.
+  """
+  image = _open(image)
+  return _upright_size(image, _orientation(image))
+
+
+def fit(
+  image: AnyImage, most: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+  """Decodes all of an image, made smaller where it is too long.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    most: greatest length of a side of the result, in pixels.
+
+  Returns:
+    The image, of `fitting_size`, and its width and height before.
+
+  Raises:
+    DecodeError: the image cannot be read.
+  """
+  image = _open(image)
+  orientation = _orientation(image)
+  size = _upright_size(image, orientation)
+  image = _finish(image, max(size) / most)
+  if max(size) > most:
+    width, height = fitting_size(np.array(size), most).tolist()
+    box = _scaled_box(image, size, orientation, (0, 0, *size))
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+  return np.asarray(image), size
+
+
+def fitting_size(
+  sizes: Int[np.ndarray, "*b 2"], most: int
+) -> Int[np.ndarray, "*b 2"]:
+  """Returns widths and heights after `fit`.
+
+  Args:
+    sizes: width and height before, in pixels.
+    most: greatest length of a side afterwards.
+  """
+  long = sizes.max(axis=-1, keepdims=True)
+  smaller = np.maximum(np.rint(sizes * most / long), 1).astype(sizes.dtype)
+  return np.where(long > most, smaller, sizes)
 
 
 def resize_center_crop(
@@ -284,7 +339,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def _sample_box(
+def sample_box(
   width: int,
   height: int,
   scale: Sequence[float],

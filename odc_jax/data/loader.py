@@ -93,7 +93,7 @@ def batch_indices(
   epoch, offset = divmod(step, steps_per_epoch(num_examples, batch_size))
   if sampling == "permutation":
     if num_examples <= _SMALL:
-      order = _rng(seed, _SAMPLE, epoch).permutation(num_examples)
+      order = _permutation(num_examples, seed, epoch)
       return order[offset * batch_size :][:batch_size].astype(np.int32)
     # A 4-round Feistel cipher on the positions: nothing of length n exists.
     # It takes 32 bits of seed, which are to differ between (seed, epoch).
@@ -114,6 +114,11 @@ def batch_indices(
   raise UserError(
     f"unknown sampling {sampling!r}: use 'permutation' or 'replacement'"
   )
+
+
+@functools.lru_cache(maxsize=2)  # batches of two epochs may be under way
+def _permutation(num_examples: int, seed: int, epoch: int):
+  return _rng(seed, _SAMPLE, epoch).permutation(num_examples)
 
 
 def train_batches(
@@ -156,7 +161,7 @@ def train_batches(
     UserError: sizes that do not fit, unknown sampling; from the iterator:
       a hundred images in a row that cannot be read.
   """
-  local = _local_size(batch_size, process_count)
+  local = local_size(batch_size, process_count)
   # A mistake in the configuration is raised here, not out of a thread.
   batch_indices(
     len(source), batch_size, start_step, seed, config.sampling, order
@@ -181,7 +186,7 @@ def train_batches(
   # is out of reach.
   steps = grain.MapDataset.range(start_step, 2**62)
   batches = steps.map(read).to_iter_dataset(
-    _read_options(config.num_threads, config.prefetch)
+    read_options(config.num_threads, config.prefetch)
   )
   if config.num_workers:
     # Grain reads a flag, which raises where nobody called absl.app.run.
@@ -236,7 +241,7 @@ def eval_batches(
   """
   if batch_size < 1:
     raise UserError(f"batch_size {batch_size} is not positive")
-  local = _local_size(batch_size, process_count)
+  local = local_size(batch_size, process_count)
   if crop > resize and not squash:
     raise UserError(
       f"the evaluation crop of {crop} pixels is larger than the resized image: "
@@ -247,7 +252,7 @@ def eval_batches(
   pixels = decode.resize_squash if squash else decode.resize_center_crop
   read = _ReadEvalBatch(source, batch_size, rows, resize, crop, pixels)
   batches = grain.MapDataset.range(num_batches).map(read)
-  return iter(batches.to_iter_dataset(_read_options(num_threads, 2)))
+  return iter(batches.to_iter_dataset(read_options(num_threads, 2)))
 
 
 def crops(config: Any) -> list[Crop]:
@@ -274,6 +279,20 @@ def crops(config: Any) -> list[Crop]:
       )
     )
   return kinds
+
+
+def crop_generator(
+  seed: int, step: int, row: int, view: int
+) -> np.random.Generator:
+  """Returns what the box of one view is drawn from.
+
+  Args:
+    seed: of the crops.
+    step: training step, from 0.
+    row: the image's row in the global batch.
+    view: counted through all kinds of crops.
+  """
+  return _rng(seed, _CROP, step, row, view)
 
 
 def num_batches_held(config: Any) -> int:
@@ -324,7 +343,7 @@ class _ReadTrainBatch:
     bad: list[BadImage] = []
     for i, (example, row) in enumerate(zip(index, self.rows, strict=True)):
       crop = functools.partial(self._crop, step=step, row=row)
-      views, _ = _read(self.source, int(example), crop, bad)
+      views, _ = read_one(self.source, int(example), crop, bad)
       for kind, pixels in zip(images, views, strict=True):
         kind[i] = pixels
     return {
@@ -337,7 +356,7 @@ class _ReadTrainBatch:
   def _crop(self, image, step: int, row: int):
     # By row, not by example: with replacement a batch may hold one twice.
     views = range(sum(crop.views for crop in self.crops))
-    rngs = [_rng(self.seed, _CROP, step, row, view) for view in views]
+    rngs = [crop_generator(self.seed, step, row, view) for view in views]
     return decode.random_resized_crops(image, self.crops, rngs)
 
 
@@ -373,7 +392,7 @@ class _ReadEvalBatch:
     count = max(0, min(size, n - start))
     for row in range(count):
       met = len(bad)
-      images[row], record = _read(self.source, start + row, crop, bad)
+      images[row], record = read_one(self.source, start + row, crop, bad)
       index[row] = start + row
       if len(bad) > met:  # the record is a neighbour's
         key[row] = bad[met].key
@@ -391,7 +410,7 @@ class _ReadEvalBatch:
     }
 
 
-def _read(
+def read_one(
   source: Source,
   index: int,
   crop: Callable[[Any], Pixels],
@@ -428,7 +447,7 @@ def _read(
   )
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
+def local_size(batch_size: int, process_count: int) -> int:
   """Returns the rows of a batch that each process reads."""
   if batch_size % process_count:
     raise UserError(
@@ -451,7 +470,7 @@ def _uint64(seed: int) -> int:
   return seed % 2**64
 
 
-def _read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:
+def read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:
   """Returns how far to read ahead. Grain's default would be 500 batches."""
   return grain.ReadOptions(
     num_threads=num_threads,

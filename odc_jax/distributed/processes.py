@@ -70,7 +70,7 @@ def to_devices(tree: Any, mesh: Mesh) -> Any:
 
   Args:
     tree: Host arrays [b / processes, ...], whose rows follow those of the
-      processes before.
+      processes before. Arrays that lie on the devices already stay there.
     mesh: All devices.
 
   Returns:
@@ -79,9 +79,13 @@ def to_devices(tree: Any, mesh: Mesh) -> Any:
   rows = mesh_lib.rows(mesh)
   if jax.process_count() == 1:
     return jax.device_put(tree, rows)
-  return jax.tree.map(
-    lambda local: jax.make_array_from_process_local_data(rows, local), tree
-  )
+
+  def place(local):
+    if isinstance(local, jax.Array):
+      return local
+    return jax.make_array_from_process_local_data(rows, local)
+
+  return jax.tree.map(place, tree)
 
 
 def check_equal(facts: dict[str, Any]) -> None:

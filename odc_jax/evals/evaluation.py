@@ -13,8 +13,10 @@ from jaxtyping import Int
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
+from odc_jax.data import feed, resident
 from odc_jax.data import source as source_lib
 from odc_jax.data.bad_images import BadImages
+from odc_jax.data.capacity import Choice
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
@@ -28,7 +30,8 @@ class Evaluation:
   """An experiment's data sets, and a network's passes over them.
 
   Attributes:
-    bad_train: The images of the training set that cannot be read.
+    train_data: Where the images of the training set are.
+    bad_train: Those of them that cannot be read.
     bad_test: Those of the test set.
     check: Called once a batch; see `Subject`.
   """
@@ -59,12 +62,55 @@ class Evaluation:
     """
     self._config, self._program, self._mesh = config, program, mesh
     self._train, self._test, self.check = train, test, check
+    self.train_data: feed.Data = train
+    self._test_data: feed.Data | None = test
     self._evaluators = evaluators_of(config.eval.evaluators)
     self._extract = extract.extractor(program.forward, mesh)
     self.bad_train, self.bad_test = (
       BadImages(bad_path, name, size, config.data, processes.is_first())
       for name, size in (("train", len(train)), ("eval", len(test or ())))
     )
+
+  def keep_images(
+    self, choice: Choice, advance: Callable[[int], None] = lambda done: None
+  ) -> int:
+    """Reads the images onto the devices, where all passes then find them.
+
+    Args:
+      choice: What becomes of them there.
+      advance: Is told how many images have been read.
+
+    Returns:
+      How many of them were made smaller.
+
+    Raises:
+      StoppedError: If `check` does.
+      UserError: Too many images cannot be read.
+    """
+
+    def read(source, bad, before):
+      def advance_and_check(done):
+        self.check()
+        advance(before + done)
+
+      images = resident.read(
+        source,
+        choice,
+        self._mesh,
+        num_threads=self._config.data.num_threads,
+        met=bad.add,
+        advance=advance_and_check,
+      )
+      bad.exchange(processes.gather)
+      return images
+
+    self.train_data = images = read(self._train, self.bad_train, 0)
+    smaller = images.smaller
+    if self._test is not None:
+      images = read(self._test, self.bad_test, len(self._train))
+      self._test_data = images
+      smaller += images.smaller
+    return smaller
 
   def has_labels(self) -> bool:
     """Returns whether there is anything to evaluate against."""
@@ -89,7 +135,9 @@ class Evaluation:
       UserError: Too many images cannot be read.
     """
     network = params, batch_stats
-    return self._pass(network, self._train, self.bad_train, advance)
+    return self._pass(
+      network, self._train, self.train_data, self.bad_train, advance
+    )
 
   def subject(
     self,
@@ -113,9 +161,11 @@ class Evaluation:
       UserError: Too many images cannot be read.
     """
     test_features = None
-    if self._test is not None:
+    if self._test is not None and self._test_data is not None:
       network = params, batch_stats
-      test_features = self._pass(network, self._test, self.bad_test, advance)
+      test_features = self._pass(
+        network, self._test, self._test_data, self.bad_test, advance
+      )
     train, test = splits(self._train, train_features, self._test, test_features)
     return Subject(
       self._config,
@@ -152,7 +202,7 @@ class Evaluation:
       scores |= found
     return scores
 
-  def _pass(self, network: tuple[Any, Any], source, bad, advance):
+  def _pass(self, network: tuple[Any, Any], source, data, bad, advance):
     """Returns the features of a data set."""
 
     def readable(batches):
@@ -162,7 +212,7 @@ class Evaluation:
         bad.add(batch.pop("bad"))
         yield batch
 
-    with extract.reading(source, self._config, self._mesh) as batches:
+    with extract.reading(data, self._config, self._mesh) as batches:
       found = self._extract(*network, readable(batches), len(source))
     bad.exchange(processes.gather)
     if not _all_finite(found.features):

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int8, UInt8
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import spherical
 from odc_jax.config import Config
-from odc_jax.data import loader
-from odc_jax.data.source import Source
+from odc_jax.data import feed, resident
 from odc_jax.distributed import compiler, processes
 
 # Rows of features, of any length, to unit length.
@@ -70,7 +69,10 @@ def extractor(
         (batch["image"], index, batch["label"]), mesh
       )
       if buffers is None:
-        outputs = jax.eval_shape(forward, params, batch_stats, arrays[0])
+        outputs = jax.eval_shape(
+          lambda *batch: forward(params, batch_stats, _pixels(*batch)),
+          *arrays[:2],
+        )
         buffers = jax.jit(
           functools.partial(empty, outputs, num_rows), out_shardings=rows
         )()
@@ -87,8 +89,9 @@ def extractor(
 def writer(forward: Callable, mesh: Mesh) -> Callable:
   """Returns `write(buffers, params, batch_stats, images, index, labels)`.
 
-  Jitted: one batch of an extraction. The buffers, as `empty` makes them, are
-  donated; it returns them.
+  Jitted: one batch of an extraction; of images on the devices it takes what is
+  to be cut out. The buffers, as `empty` makes them, are donated; it returns
+  them.
   """
   rows = mesh_lib.rows(mesh)
 
@@ -99,6 +102,7 @@ def writer(forward: Callable, mesh: Mesh) -> Callable:
     compiler_options=compiler.compiler_options(mesh),
   )
   def write(buffers, params, batch_stats, images, index, labels):
+    images = _pixels(images, index)
     outputs = forward(params, batch_stats, images)
     return tuple(
       buffer.at[index].set(new, mode="drop")
@@ -112,30 +116,39 @@ def writer(forward: Callable, mesh: Mesh) -> Callable:
   return write
 
 
+def _pixels(images, index):
+  """Returns the centre crops of a batch, wherever the images are."""
+  if not isinstance(images, resident.Cuts):
+    return images
+  (views,) = resident.views(images, index)
+  return views[:, 0]
+
+
 @contextlib.contextmanager
 def reading(
-  source: Source, config: Config, mesh: Mesh, *, squash: bool = False
+  data: feed.Data, config: Config, mesh: Mesh, *, squash: bool = False
 ) -> Iterator[Iterator[dict[str, Any]]]:
   """Encloses a pass over a data set: every image once, by centre crops.
 
   Args:
-    source: The data set.
+    data: Where its images are.
     config: Reads `data` and `eval.batch_size`, which is made divisible.
     mesh: Whose devices share a batch.
-    squash: Whether to squash images to squares instead of cutting.
+    squash: Whether to squash images to squares instead of cutting; of those
+      that are with the host.
 
   Yields:
-    The batches of `loader.eval_batches`, with this process's rows.
+    The batches of `feed.eval_batches`, with this process's rows.
   """
-  batches = loader.eval_batches(
-    source,
+  batches = feed.eval_batches(
+    data,
     batch_size=mesh_lib.divisible(config.eval.batch_size, mesh),
     resize=config.data.eval_resize,
     crop=config.data.image_size,
-    squash=squash,
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    **({"squash": True} if squash else {}),
   )
   with contextlib.closing(batches):
     yield batches

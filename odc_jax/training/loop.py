@@ -51,7 +51,8 @@ def train(
         return _train(run, rollbacks, num_groups, stack)
       except NotFiniteError as error:
         # Saving comes after checking: no checkpoint holds what was not finite.
-        problem = error
+        # Its frames hold the run, and that the images on the devices.
+        problem = error.with_traceback(None)
     if config.on_nan != "rollback" or rollbacks == _MOST_ROLLBACKS:
       after = f" after {rollbacks} rollbacks" if rollbacks else ""
       raise UserError(

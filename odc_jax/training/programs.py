@@ -15,7 +15,7 @@ from jaxtyping import Array
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
-from odc_jax.data import augment, loader
+from odc_jax.data import augment, loader, resident
 from odc_jax.distributed import compiler
 from odc_jax.errors import UserError
 from odc_jax.models.functional import Functional, functional
@@ -63,13 +63,16 @@ class Program(NamedTuple):
   batch: dict[str, Any]
 
 
-def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
+def assemble(
+  config: Config, method: Any, mesh: Mesh, resident_side: int = 0
+) -> Program:
   """Puts an experiment together; nothing is computed yet.
 
   Args:
     config: A resolved experiment (`config.resolve`).
     method: One of `METHODS`.
     mesh: The devices, of which only the description need exist.
+    resident_side: Of the images that lie on them; 0 if they are the host's.
 
   Raises:
     UserError: If the devices cannot share the rows of the memories evenly, or
@@ -97,6 +100,8 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   _check_rows(shapes, shardings, mesh.size)
 
   def augmentation(key, images, index):
+    if isinstance(images, resident.Cuts):
+      images = resident.views(images, index)
     return augment.augment_views(config.augment, key, images, index)
 
   def forward(params, batch_stats, images):
@@ -124,12 +129,7 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
   size = config.data.image_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   batch = {
-    "image": tuple(
-      jax.ShapeDtypeStruct(
-        (config.batch_size, crop.views, crop.size, crop.size, 3), jnp.uint8
-      )
-      for crop in loader.crops(config.data)
-    ),
+    "image": _images(config, resident_side),
     "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   }
   return Program(
@@ -161,6 +161,22 @@ def assemble(config: Config, method: Any, mesh: Mesh) -> Program:
     shardings,
     jax.eval_shape(forward, shapes.params, shapes.batch_stats, image),
     batch,
+  )
+
+
+def _images(config, resident_side):
+  """Returns the shapes of what a batch has of its images."""
+  b, crops = config.batch_size, loader.crops(config.data)
+  shape = jax.ShapeDtypeStruct
+  if not resident_side:
+    sides = [(crop.views, crop.size, crop.size) for crop in crops]
+    return tuple(shape((b, *side, 3), jnp.uint8) for side in sides)
+  rows = mesh_lib.padded_rows(config.num_examples)
+  return resident.Cuts(
+    shape((rows, resident_side, resident_side, 3), jnp.uint8),
+    shape((b, 2), jnp.int32),
+    tuple(shape((b, crop.views, 4), jnp.float32) for crop in crops),
+    tuple(crop.size for crop in crops),
   )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
-from odc_jax.data import loader
+from odc_jax.data import feed, loader
 from odc_jax.distributed import processes
 from odc_jax.evals.evaluation import Evaluation
 from odc_jax.logs import progress
@@ -32,7 +32,6 @@ class Reclustering:
     program: Program,
     mesh: Mesh,
     evaluation: Evaluation,
-    source: Any,
   ):
     """Computes nothing yet.
 
@@ -41,12 +40,11 @@ class Reclustering:
       method: One of `METHODS`.
       program: Their compiled side.
       mesh: The devices.
-      evaluation: Passes over centre crops.
-      source: The training set.
+      evaluation: Passes over centre crops, and where the images are.
     """
     self._config, self._method = config, method
     self._program, self._mesh = program, mesh
-    self._evaluation, self._source = evaluation, source
+    self._evaluation = evaluation
 
   def due(self, step: int) -> bool:
     """Returns whether to re-cluster before this step."""
@@ -144,8 +142,8 @@ class Reclustering:
     )()
     batch_stats = state.batch_stats
     key = jax.random.fold_in(jax.random.fold_in(state.key, step), 1)
-    batches = loader.train_batches(
-      self._source,
+    batches = feed.train_batches(
+      self._evaluation.train_data,
       config.data,
       batch_size=b,
       crops=[large],

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from odc_jax.config import Config, auto, check, options, store
-from odc_jax.data import bad_images, folder, loader, sources
+from odc_jax.data import bad_images, capacity, feed, folder, loader, sources
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
 from odc_jax.interop import load as interop
+from odc_jax.logs import progress
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features
@@ -85,8 +86,8 @@ class Run:
       state: Since the last re-clustering; some methods draw by its clusters.
       step: The first one to be trained.
     """
-    batches = loader.train_batches(
-      self.train,
+    batches = feed.train_batches(
+      self.evaluation.train_data,
       self.config.data,
       batch_size=self.config.batch_size,
       crops=loader.crops(self.config.data),
@@ -137,6 +138,10 @@ def open_run(
     test = sources.make(config.data.source, config.eval.split, train)
   config, num_steps = _sized(config, method, train, mesh, num_groups)
   program = assemble(config, method, mesh)
+  sets = [train] if test is None else [train, test]
+  choice = capacity.decide(
+    config.data.resident, sets, config.data.image_size, mesh
+  )
 
   resuming = checkpoint.any_in(workdir)
   if not resuming:
@@ -153,6 +158,10 @@ def open_run(
   evaluation = Evaluation(
     config, program, mesh, train, test, bad_path, stop.check
   )
+  if choice.why:
+    processes.say(choice.why)
+  if choice.side:
+    _keep_images(evaluation, choice, sum(map(len, sets)), stop)
   return Run(
     config=config,
     method=method,
@@ -165,8 +174,27 @@ def open_run(
     checkpoints=checkpoints,
     stop=stop,
     evaluation=evaluation,
-    recluster=Reclustering(config, method, program, mesh, evaluation, train),
+    recluster=Reclustering(config, method, program, mesh, evaluation),
   )
+
+
+def _keep_images(evaluation: Evaluation, choice, num_images, stop: Stop):
+  """Reads the images onto the devices."""
+  first = processes.is_first()
+  try:
+    what = "reading the images onto the devices"
+    with progress.bar(what, num_images, first) as advance:
+      smaller = evaluation.keep_images(choice, advance)
+  except StoppedError:
+    processes.warn(
+      "stopped while the images were read; the same command starts again"
+    )
+    raise SystemExit(stop.exit_status) from None
+  if smaller:
+    processes.say(
+      f"{smaller:,} images are longer than {choice.most} pixels and were made "
+      "smaller"
+    )
 
 
 def _sized(config, method: Method, train, mesh, num_groups):

@@ -177,7 +177,7 @@ def test_the_whole_image_at_its_own_size_is_unchanged():
 def test_a_crop_is_the_resized_box():
   image = photo(90, 70)
   got = random_resized_crop(image, 32, (0.2, 0.6), (0.75, 1.4), rng(5))
-  box = lib._sample_box(90, 70, (0.2, 0.6), (0.75, 1.4), rng(5))
+  box = lib.sample_box(90, 70, (0.2, 0.6), (0.75, 1.4), rng(5))
   want = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
   np.testing.assert_array_equal(got, want)
 
@@ -188,7 +188,7 @@ def test_boxes_are_distributed_as_torchvisions():
   generator = rng(1)
   boxes = np.array(
     [
-      lib._sample_box(width, height, scale, ratio, generator)
+      lib.sample_box(width, height, scale, ratio, generator)
       for _ in range(draws)
     ]
   )
@@ -239,7 +239,7 @@ def _torchvision_boxes(width, height, scale, ratio, draws):
   ],
 )
 def test_no_box_that_fits_falls_back_to_the_centre(width, height, want):
-  box = lib._sample_box(width, height, (0.9, 1.0), (3 / 4, 4 / 3), rng())
+  box = lib.sample_box(width, height, (0.9, 1.0), (3 / 4, 4 / 3), rng())
   assert box == want
 
 

@@ -21,8 +21,10 @@ def work(process, count, port, folder, out):
   from ml_collections import ConfigDict
 
   from odc_jax import mesh as mesh_lib
-  from odc_jax.data import augment, loader, sources
+  from odc_jax.data import augment, feed, resident, sources
+  from odc_jax.data.capacity import Choice
   from odc_jax.data.decode import Crop
+  from odc_jax.distributed import processes
 
   data = ConfigDict(
     {
@@ -54,37 +56,48 @@ def work(process, count, port, folder, out):
   )
   mesh = mesh_lib.make_mesh()
   rows = mesh_lib.rows(mesh)
-  batches = loader.train_batches(
-    sources.make(f"folder:{folder}"),
-    data,
-    batch_size=BATCH_SIZE,
-    crops=[
+  source = sources.make(f"folder:{folder}")
+  options = {
+    "batch_size": BATCH_SIZE,
+    "crops": [
       Crop(16, (0.3, 1.0), (0.75, 1.33), views=2),
       Crop(8, (0.05, 0.3), (0.75, 1.33), views=1),
     ],
-    seed=5,
-    process_index=process,
-    process_count=count,
-  )
+    "seed": 5,
+    "process_index": process,
+    "process_count": count,
+  }
+  batches = feed.train_batches(source, data, **options)
 
   @jax.jit
   def augmented(step, images, index):
     key = jax.random.fold_in(jax.random.key(5), step)
     return augment.augment_views(strengths, key, images, index)
 
+  cropped = jax.jit(resident.views)
   saved = {}
   with jax.set_mesh(mesh):
+    # Reads 20 x 20 of each, then finds that they are of 40 x 30.
+    images = resident.read(
+      source, Choice(20, 40, ""), mesh, num_threads=2, met=lambda bad: None
+    )
+    kept = feed.train_batches(images, data, **options)
     for step in range(STEPS):
       batch = next(batches)
       large, small = batch["image"]
-      images, index = jax.tree.map(
+      images_, index = jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(rows, x),
         ((large, small), batch["index"]),
       )
-      views = augmented(step, images, index)
+      views = augmented(step, images_, index)
+      cuts = next(kept)
+      cuts = processes.to_devices((cuts["image"], cuts["index"]), mesh)
+      crops = cropped(*cuts)
       for name, array in {
-        "large": images[0],
-        "small": images[1],
+        "large": images_[0],
+        "small": images_[1],
+        "large resident": crops[0],
+        "small resident": crops[1],
         "index": index,
         "large augmented": views[0],
         "small augmented": views[1],
@@ -117,7 +130,7 @@ def folder(tmp_path_factory):
 def test_two_processes_see_the_halves_of_what_one_sees(folder, tmp_path):
   (alone,) = run_processes(1, folder, tmp_path)
   first, second = run_processes(2, folder, tmp_path)
-  assert len(alone) == STEPS * 5 * DEVICES
+  assert len(alone) == STEPS * 7 * DEVICES
   assert not first.keys() & second.keys()
   halves = first | second
   assert halves.keys() == alone.keys()

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from odc_jax import mesh as mesh_lib
+from odc_jax.data import resident, sources
+from odc_jax.data.capacity import Choice
 from odc_jax.models.network import Outputs
 from odc_jax.passes import extract as extract_lib
 
@@ -60,6 +63,34 @@ def test_every_row_once_in_order_and_padding_zero(mesh, n, rows):
   np.testing.assert_array_equal(found.signatures[n:], 0)
   for part in (found.features, found.embeddings, found.signatures):
     assert part.sharding.is_equivalent_to(mesh_lib.rows(mesh), 2)
+
+
+@pytest.mark.parametrize("side", [0, 8])
+def test_images_on_the_devices_give_what_those_on_the_host_do(mesh, side):
+  """The digits as they are, 8 x 8: not one pixel is resampled."""
+  digits = sources.make("digits")
+  config = ConfigDict(
+    {
+      "data": {"eval_resize": 8, "image_size": 6, "num_threads": 0},
+      "eval": {"batch_size": 500},
+    }
+  )
+  data = digits
+  if side:
+    choice = Choice(side, side, "")
+    data = resident.read(
+      digits, choice, mesh, num_threads=0, met=lambda bad: None
+    )
+  params, stats = {"scale": jnp.float32(0.5)}, {"shift": jnp.float32(3)}
+  with extract_lib.reading(data, config, mesh) as batches:
+    extract = extract_lib.extractor(forward, mesh)
+    found = extract(params, stats, batches, len(digits))
+  pixels = np.stack([digits[i]["image"] for i in range(1797)])[:, 1:7, 1:7]
+  expected = pixels.mean((1, 2), dtype=np.float64) * 0.5 + 3
+  np.testing.assert_allclose(found.features[:1797], expected, rtol=1e-6)
+  np.testing.assert_array_equal(found.features[1797:], 0)
+  assert found.labels.tolist() == [digits[i]["label"] for i in range(1797)]
+  assert found.keys == {i: digits[i]["key"] for i in range(1797)}
 
 
 def test_a_second_pass_uses_the_new_weights():
