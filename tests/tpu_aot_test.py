@@ -17,6 +17,7 @@ import pytest
 
 from configs import odc_imagenet
 from odc_jax import mesh as mesh_lib
+from odc_jax.clustering import neighbors
 from odc_jax.config import check as config_lib
 from odc_jax.methods import METHODS
 from odc_jax.plan import chips, collectives, measure, tpu_slices
@@ -141,4 +142,27 @@ def test_a_pass(slice_name, size, name):
   assert memory_.temp_size_in_bytes < 512e6
   found = collectives.collectives(compiled.as_text())
   assert max((size for *_, size in found), default=0) <= 4 * k * (d + 1)
+  assert_nothing_grows(found, mesh, config.num_examples)
+
+
+@pytest.mark.parametrize("slice_name", ["v5e:2x4", "v5e:16x16"])
+def test_neighbours_of_imagenet(slice_name):
+  """Fifty of each of 1.28 million rows of a ViT-B, for TEMI."""
+  mesh, config, limit = prepare(slice_name, "imagenet")
+  n, d, k = mesh_lib.padded_rows(config.num_examples), 768, 50
+  rows = mesh_lib.rows(mesh)
+  x = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=rows)
+  valid = jax.ShapeDtypeStruct((n,), bool, sharding=rows)
+  mine = jax.jit(neighbors.nearest_others, static_argnames="k")
+  with jax.set_mesh(mesh):
+    compiled = mine.lower(x, valid, k=k).compile()
+  usage = compiled.memory_analysis()
+  print(usage)
+  share = n // mesh.size
+  # What was found, twice, and blocks of scores.
+  assert usage.temp_size_in_bytes < 16 * share * k + 512e6
+  needed = usage.argument_size_in_bytes + usage.output_size_in_bytes
+  assert needed + usage.temp_size_in_bytes < limit
+  found = collectives.collectives(compiled.as_text())
+  assert max(size for *_, size in found) <= 4 * neighbors.CHUNK * d
   assert_nothing_grows(found, mesh, config.num_examples)

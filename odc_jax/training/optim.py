@@ -66,7 +66,7 @@ def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-  """Returns SGD or LARS as in PyTorch, the head with settings of its own.
+  """Returns SGD, LARS or AdamW as in PyTorch, the head with its own settings.
 
   v <- momentum v + g'; p <- p - lr v: the learning rate comes last, so that
   the momentum builds up while the rate is 0 (`optax.lars` has it inside).
@@ -77,15 +77,18 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
   `adapt_all` none are excepted, as in SwAV, whose LARC has |g| + weight_decay
   |p| below the line: the same within a millionth at its weight decay of 1e-6.
 
-  The head is what has the top-level key "head"; everything else is the body.
+  AdamW is `adamw`, with `momentum` for its first moment.
+
+  The head is what has the top-level key "head", or of that the part "last"
+  where it has one; everything else is the body.
 
   Args:
     config: The section `optimizer`: `learning_rate`, `momentum`,
       `weight_decay`, and what `schedule` reads. These may be left out: `name`
-      ("sgd"), `adapt_all` (False), `head_momentum` (that of the body; ODC's is
-      0), `head_learning_rate` (a constant; the body's schedule),
-      `head_freeze_epochs` (for so many epochs the head gets no update, and no
-      momentum; 0).
+      ("sgd"; or "lars", "adamw"), `adapt_all` (False), `head_momentum` (that
+      of the body; ODC's is 0), `head_learning_rate` (a constant; the body's
+      schedule), `head_freeze_epochs` (for so many epochs the head gets no
+      update, and no momentum; 0).
     steps_per_epoch: Steps per epoch.
 
   Raises:
@@ -95,12 +98,16 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     secu/optimizer.py; SwAV main_swav.py and apex LARC.
   """
   name = config.get("name", "sgd")
-  if name not in ("sgd", "lars"):
-    raise UserError(f"unknown optimizer.name {name!r}; choose sgd or lars")
+  if name not in ("sgd", "lars", "adamw"):
+    raise UserError(
+      f"unknown optimizer.name {name!r}; choose sgd, lars or adamw"
+    )
   learning_rate = schedule(config, steps_per_epoch)
   momentum = config.momentum
 
   def part(learning_rate, momentum):
+    if name == "adamw":
+      return adamw(learning_rate, config.weight_decay, momentum)
     return optax.chain(
       _decayed(config, name),
       optax.sgd(learning_rate, momentum=momentum or None),
@@ -114,18 +121,66 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     _later(head_rate, freeze) if freeze else head_rate,
     config.get("head_momentum", momentum),
   )
+  return by_part(part(learning_rate, momentum), head, freeze)
+
+
+def adamw(
+  learning_rate: Any, weight_decay: Any, momentum: float = 0.9
+) -> optax.GradientTransformation:
+  """Returns AdamW; biases, and what has but one axis, do not decay.
+
+  Args:
+    learning_rate: A number, or step -> a number.
+    weight_decay: Likewise; times the learning rate, as in PyTorch.
+    momentum: Of the first moment.
+
+  Source: DINO utils.py: get_params_groups.
+  """
+
+  def decays(path, leaf):
+    return jnp.ndim(leaf) > 1 and not any(
+      getattr(key, "key", None) in ("bias", "biases") for key in path
+    )
+
+  return optax.chain(
+    optax.scale_by_adam(b1=momentum),
+    optax.add_decayed_weights(
+      weight_decay,
+      mask=lambda params: jax.tree.map_with_path(decays, params),
+    ),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def by_part(
+  body: optax.GradientTransformation,
+  head: optax.GradientTransformation,
+  freeze: int = 0,
+) -> optax.GradientTransformation:
+  """Returns one transform of two, which `make` says what they are for.
+
+  Args:
+    body: For everything but the head.
+    head: For the head.
+    freeze: For so many steps the head gets no update, and no momentum: its own
+      steps are counted from then on.
+  """
   if freeze:
 
     def thawed(step: Any, **_: Any) -> Any:
       return step >= freeze
 
     head = optax.conditionally_mask(head, thawed)
-  return optax.partition(
-    {"body": part(learning_rate, momentum), "head": head},
-    lambda params: {
-      part: "head" if part == "head" else "body" for part in params
-    },
-  )
+
+  def parts(params):
+    labels: dict[str, Any] = dict.fromkeys(params, "body")
+    if "last" in params.get("head", {}):
+      labels["head"] = {**dict.fromkeys(params["head"], "body"), "last": "head"}
+    elif "head" in params:
+      labels["head"] = "head"
+    return labels
+
+  return optax.partition({"body": body, "head": head}, parts)
 
 
 def _decayed(config: Config, name: str) -> optax.GradientTransformation:

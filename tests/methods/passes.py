@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from odc_jax import memory
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import assign, pca
+from odc_jax.clustering import assign, neighbors, pca
 from odc_jax.clustering.kmeans import kmeans
 from odc_jax.clustering.spherical import random_start, spherical_kmeans
 from odc_jax.memory import CentroidMemory, SampleMemory
@@ -18,7 +18,10 @@ NAMES = (
   "k-means++",
   "whiten",
   "spherical k-means",
+  "neighbours",
 )
+
+NUM_NEIGHBORS = 10
 
 
 def lower(name, mesh, n, d, k, dtype):
@@ -57,6 +60,9 @@ def lower(name, mesh, n, d, k, dtype):
     valid = jax.ShapeDtypeStruct((n,), bool, sharding=rows)
     if name == "whiten":
       return jax.jit(pca.whiten, static_argnums=2).lower(x, valid, d)
+    if name == "neighbours":
+      mine = jax.jit(neighbors.nearest_others, static_argnames="k")
+      return mine.lower(x, valid, k=NUM_NEIGHBORS)
     if name == "spherical k-means":
       return jax.jit(spherical).lower(x, valid, key)
     init = {"k-means": "random", "k-means++": "k-means++"}[name]

@@ -91,7 +91,8 @@ def test_decays_are_counted_from_the_start_despite_a_hold():
 
 
 @pytest.mark.parametrize(
-  ("key", "choices"), [("schedule", "step or cosine"), ("name", "sgd or lars")]
+  ("key", "choices"),
+  [("schedule", "step or cosine"), ("name", "sgd, lars or adamw")],
 )
 def test_an_unknown_choice(key, choices):
   with pytest.raises(UserError, match=rf"'linear'; choose {choices}"):
@@ -186,3 +187,60 @@ def test_momentum_builds_up_while_the_rate_is_zero():
   for expected in (0.0, -0.5 * (0.9 + 1.0)):
     update, state = transform.update(params, state, params)
     np.testing.assert_allclose(update["neck"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("freeze", [0, 2])
+def test_adamw_is_pytorch_s(freeze):
+  """No decay of biases; of a head that has one, only `last` is held."""
+  rate, decay, b1, b2 = 0.3, 0.2, 0.8, 0.999
+  config = section(
+    name="adamw",
+    learning_rate=rate,
+    weight_decay=decay,
+    momentum=b1,
+    head_momentum=b1,
+    head_freeze_epochs=freeze,
+  )
+  rng = np.random.default_rng(0)
+
+  def tree():
+    return {
+      "neck": {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)},
+      "head": {
+        "mlp": {"biases": {"0": rng.normal(size=(2, 3))}},
+        "last": {"scales": rng.normal(size=(2, 3))},
+      },
+    }
+
+  def to_jax(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+  params, gradients = tree(), [tree() for _ in range(5)]
+  decays = {
+    "neck": {"kernel": decay, "bias": 0.0},
+    "head": {"mlp": {"biases": {"0": 0.0}}, "last": {"scales": decay}},
+  }
+  begins = jax.tree.map(lambda _: 0, params)
+  begins["head"]["last"]["scales"] = freeze
+
+  def by_hand(p, decay, begins, *gradients):
+    first = second = np.zeros_like(p)
+    for t, g in enumerate(gradients[begins:], start=1):
+      first = b1 * first + (1 - b1) * g
+      second = b2 * second + (1 - b2) * g**2
+      root = np.sqrt(second / (1 - b2**t)) + 1e-8
+      p = p - rate * decay * p - rate * first / (1 - b1**t) / root
+    return p
+
+  expected = jax.tree.map(by_hand, params, decays, begins, *gradients)
+  transform = optim.make(config, steps_per_epoch=1)
+  found = to_jax(params)
+  state = transform.init(found)
+  for gradient in gradients:
+    updates, state = transform.update(to_jax(gradient), state, found)
+    found = optax.apply_updates(found, updates)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+    found,
+    expected,
+  )
