@@ -15,7 +15,23 @@ from odc_jax.report.history import History
 from odc_jax.report.pictures import Pictures
 from odc_jax.results import table
 
-_HERE = pathlib.Path(__file__).parent
+_PARTS = pathlib.Path(__file__).parent / "page"
+# Of the script, in the order in which they are put together: they share one
+# scope, and what one of them runs at once uses what stands before it.
+_SCRIPTS = (
+  "base.js",
+  "tree.js",
+  "search.js",
+  "clusters.js",
+  "navigation.js",
+  "dialog.js",
+  "lists.js",
+  "map.js",
+  "map_labels.js",
+  "map_view.js",
+  "map_controls.js",
+  "start.js",
+)
 # Bad images that are named; the rest are in bad_images.txt.
 _BAD_IMAGES = 20
 
@@ -74,13 +90,13 @@ def render(
     pictures: Of the images in `contents`.
   """
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_HERE),
+    loader=jinja2.FileSystemLoader(_PARTS),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  script = (_HERE / "page.js").read_text()
+  script = _script()
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   config = history.config
   data = None
@@ -106,11 +122,17 @@ def render(
     data=data,
     pictures=pictures,
     columns=table.COLUMNS,
-    css=(_HERE / "page.css").read_text(),
+    css=(_PARTS / "page.css").read_text(),
     script=script,
     # The browser runs this script and no other, whatever a file is called.
     script_digest=digest,
   )
+
+
+def _script() -> str:
+  """Returns the page's script, which leaves no name behind on the page."""
+  parts = "\n".join((_PARTS / name).read_text() for name in _SCRIPTS)
+  return f'(() => {{\n"use strict";\n{parts}}})();\n'
 
 
 def _title(config: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from odc_jax import report
 from odc_jax.data import sources
 from odc_jax.errors import UserError
-from odc_jax.report import contents, curves, history, pictures
+from odc_jax.report import contents, curves, history, page, pictures
 from tests.report import runs
 
 HOSTILE = ["<img src=x onerror=alert(1)>.png", "a</script><!--b.png"]
@@ -365,11 +365,11 @@ def test_jax_is_not_needed(tmp_path):
   subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_what_the_script_and_the_style_need_is_packaged():
-  folder = pathlib.Path(report.__file__).parent
-  assert {"page.js", "page.css", "page.html.jinja"} <= {
-    path.name for path in folder.glob("page.*")
-  }
+def test_every_part_of_the_page_is_in_it():
+  folder = pathlib.Path(report.__file__).parent / "page"
+  assert sorted(page._SCRIPTS) == sorted(x.name for x in folder.glob("*.js"))
+  others = {x.name for x in folder.iterdir()} - set(page._SCRIPTS)
+  assert others == {"page.css", "page.html.jinja"}
 
 
 class Photographs:

@@ -1,0 +1,6 @@
+startNavigation();
+startClusters();
+startDialog();
+startLists();
+startMap();
+setGroups(state.g);
