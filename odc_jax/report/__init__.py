@@ -33,11 +33,11 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   if not missing:
     shown = contents.read(workdir)
     made = pictures.take(
+      workdir,
       run.config,
-      shown.data["images"]["key"],
-      shown.index,
-      shown.with_pictures,
-      shown.on_map_only,
+      shown.data["images"],
+      shown.by_worth,
+      shown.num_first,
     )
     if made.problem:
       print(f"report.html lacks pictures: {made.problem}", file=sys.stderr)

@@ -2,28 +2,36 @@
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const data = read("data");
 const pictures = read("pictures");
+// An image is known by its place in these columns.
 const { images, clusters, tree } = data;
 const k = data.num_clusters;
+const numShown = images.key.length;
 const labelled = "label" in images;
-const pageSize = 48;
-const mostFiles = 18;
-const mostNames = 3;
+// Without any picture names have to do; otherwise what has none is left out.
+const illustrated = pictures.length > 0;
 const tinySide = 28;
 
 const $ = (id) => document.getElementById(id);
 
+// Makes an element; attributes that are null are left out, and so are children.
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick") element.addEventListener("click", value);
-    else element.setAttribute(name, value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null) element.setAttribute(name, value);
   }
   element.append(...children.filter((child) => child !== null));
   return element;
 }
 
-const count = (n, one, many) =>
-  `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+function button(text, onclick, attributes = {}) {
+  return make("button", { type: "button", onclick, ...attributes }, text);
+}
+
+const link = (text, onclick) => button(text, onclick, { class: "link" });
+
+const number = (n) => n.toLocaleString("en");
+const count = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
 const inImages = (n) => count(n, "image", "images");
 
 function decimal(value, digits = 2) {
@@ -34,67 +42,68 @@ function decimal(value, digits = 2) {
     .replace("-", "−");
 }
 
-function labelName(label) {
-  if (label === null || label === undefined || label < 0) return "unknown";
-  return data.label_names[label] ?? `label ${label}`;
+function later(work, milliseconds = 120) {
+  let timer = 0;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => work(...values), milliseconds);
+  };
 }
 
-const withLabel = (label) =>
-  label in data.label_names
-    ? `label ${data.label_names[label]}`
-    : labelName(label);
+// Tells what has happened: to those who see, and to those who listen.
+function say(text) {
+  $("toast").textContent = text;
+  $("toast").classList.add("there");
+  sayNoMore();
+}
+const sayNoMore = later(() => $("toast").classList.remove("there"), 2500);
 
-function picture(image) {
+function picture(image, attributes = {}) {
   const name = images.key[image];
   const at = images.picture[image];
   if (at < 0) {
     return make(
       "span",
       { class: "none", role: "img", "aria-label": name, title: name },
-      "no picture",
+      fileName(image),
     );
   }
   const img = make("img", {
     src: `data:image/webp;base64,${pictures[at]}`,
     alt: name,
-    title: name,
-    loading: "lazy",
     decoding: "async",
+    draggable: "false",
+    ...attributes,
   });
   // Digits of 8 x 8 pixels are to look like that, not like fog.
   img.addEventListener("load", () => {
-    img.classList.toggle(
-      "tiny",
-      Math.max(img.naturalWidth, img.naturalHeight) <= tinySide,
-    );
+    const side = Math.max(img.naturalWidth, img.naturalHeight);
+    img.classList.toggle("tiny", side <= tinySide);
   });
   return img;
 }
 
-function clusterLink(c, text = `Cluster ${c}`) {
-  return make(
-    "button",
-    { type: "button", class: "link", onclick: () => openCluster(c) },
-    text,
-  );
+// Draws what a list has next when its end comes near the screen.
+const atEnd = new Map();
+const endSeen = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      atEnd.get(target)();
+      // Whether the end is still near is asked anew.
+      endSeen.unobserve(target);
+      if (atEnd.has(target)) endSeen.observe(target);
+    }
+  },
+  { rootMargin: "800px", scrollMargin: "800px" },
+);
+
+function whenSeen(element, draw) {
+  atEnd.set(element, draw);
+  endSeen.observe(element);
 }
 
-// An image with its name and what is known of it.
-function figure(image, { link = false, facts = [] } = {}) {
-  const lines = facts.map((fact) => make("span", {}, fact));
-  if (labelled && images.label[image] >= 0) {
-    lines.push(make("span", {}, withLabel(images.label[image])));
-  }
-  return make(
-    "li",
-    {},
-    picture(image),
-    make(
-      "span",
-      { class: "file", title: images.key[image] },
-      images.key[image],
-    ),
-    make("span", { class: "soft" }, ...lines),
-    link ? clusterLink(images.cluster[image]) : null,
-  );
+function seenEnough(element) {
+  atEnd.delete(element);
+  endSeen.unobserve(element);
 }

@@ -1,6 +1,6 @@
-startNavigation();
-startClusters();
-startDialog();
+startControls();
 startLists();
 startMap();
+startViewer();
 setGroups(state.g);
+startRoute();

@@ -1,0 +1,254 @@
+// A cluster with all of its images.
+const openCluster = (c) => go(`#cluster-${c}`);
+
+const memberOrders = {
+  typical: {
+    text: "Most typical first",
+    compare: (a, b) => images.similarity[b] - images.similarity[a],
+    note: () => "",
+  },
+  doubt: {
+    text: "Boundary cases first",
+    compare: (a, b) => images.margin[a] - images.margin[b],
+    note: (image) =>
+      `${images.margin[image] < 0 ? "nearer to" : "next:"} ${clusterTitle(
+        images.second_cluster[image],
+      ).toLowerCase()}`,
+  },
+  unlike: {
+    text: "Least usual first",
+    compare: (a, b) => images.outlier_score[b] - images.outlier_score[a],
+    note: (image) =>
+      (images.is_outlier[image] ? "outlier, " : "") +
+      decimal(images.outlier_score[image]),
+  },
+  name: {
+    text: "By name",
+    compare: (a, b) => (lowerKeys[a] < lowerKeys[b] ? -1 : 1),
+    note: fileName,
+  },
+};
+let memberOrder = "typical";
+let viewed = null; // the address of what the dialog holds
+
+// Shows what `parts` returns, unless that is what is shown.
+function openDialog(title, parts) {
+  const dialog = $("dialog");
+  shut($("viewer"));
+  if (viewed === location.hash && dialog.open) return;
+  viewed = location.hash;
+  $("dialog-title").textContent = title;
+  $("dialog-body").replaceChildren(...parts());
+  if (!dialog.open) dialog.showModal();
+  $("dialog-body").scrollTop = 0;
+  $("dialog-title").focus();
+}
+
+places.cluster = (c) => {
+  if (!(c < k)) return false;
+  const title = `${clusterTitle(c)}: ${inImages(sizeOf(c))}`;
+  openDialog(title, () => clusterParts(c));
+  return true;
+};
+
+function clusterParts(c) {
+  const size = sizeOf(c);
+  if (!size) {
+    return [make("p", { class: "empty" }, "No image is in this cluster.")];
+  }
+  const near = clusters.nearest[c];
+  return [
+    make("p", { class: "soft" }, clusterFacts(c)),
+    toolbar(c),
+    make("div", { id: "members" }, memberGallery(c)),
+    ...(near.length
+      ? section(
+          "Clusters that are most like it",
+          "By the cosine of their centres.",
+          clusterButtons(
+            near.map(([other]) => other),
+            new Map(near),
+          ),
+        )
+      : []),
+    ...(tree
+      ? section(
+          "What it would be merged with",
+          "Step by step, as the groups become fewer.",
+          treeNeighbours(c),
+        )
+      : []),
+  ];
+}
+
+function clusterFacts(c) {
+  const facts = [];
+  const elsewhere = clusters.num_elsewhere[c];
+  if (elsewhere) {
+    facts.push(
+      `${number(elsewhere)} of its images ${elsewhere === 1 ? "lies" : "lie"} nearer to the centre of another cluster.`,
+    );
+  }
+  facts.push(
+    `Their mean similarity with its centre is ${decimal(clusters.cohesion[c])}; 1 would be the same image again and again.`,
+  );
+  if (labelled && clusters.purity[c] !== null) {
+    facts.push(
+      `${Math.round(100 * clusters.purity[c])} % of them have the true label ${labelName(clusters.label[c])}.`,
+    );
+  }
+  if (members(c).length < sizeOf(c)) {
+    facts.push(
+      `This page knows ${number(members(c).length)} of them, a sample.`,
+    );
+  }
+  return facts.join(" ");
+}
+
+function toolbar(c) {
+  const select = make(
+    "select",
+    {
+      id: "member-order",
+      onchange: (event) => {
+        memberOrder = event.target.value;
+        $("members").replaceChildren(memberGallery(c));
+      },
+    },
+    ...Object.entries(memberOrders).map(([value, { text }]) =>
+      make("option", { value }, text),
+    ),
+  );
+  select.value = memberOrder;
+  const step = (by) => {
+    const at = order.indexOf(c);
+    const next = at < 0 ? undefined : order[at + by];
+    return button(
+      by < 0 ? "← Previous cluster" : "Next cluster →",
+      () => go(`#cluster-${next}`, true),
+      { disabled: next === undefined ? "" : null },
+    );
+  };
+  const onMap = data.map.image.some((image) => images.cluster[image] === c);
+  return make(
+    "div",
+    { class: "tools" },
+    make("label", { for: "member-order", class: "hidden" }, "Order"),
+    select,
+    onMap ? button("Show on the map", () => showOnMap(`#${c}`)) : null,
+    make("span", { class: "gap" }),
+    step(-1),
+    step(1),
+  );
+}
+
+function memberGallery(c) {
+  const { compare, note } = memberOrders[memberOrder];
+  const list = members(c)
+    .slice()
+    .sort((a, b) => compare(a, b) || a - b);
+  return gallery(withPicture(list), { title: clusterTitle(c), note });
+}
+
+function showOnMap(query) {
+  $("map-search").value = query;
+  $("map-group").value = "";
+  filterMap();
+  go("#map");
+  $("map").scrollIntoView();
+  $("canvas").focus({ preventScroll: true });
+}
+
+function section(title, text, ...parts) {
+  const heading = make("h3", {}, title);
+  return [heading, make("p", { class: "soft" }, text), ...parts];
+}
+
+function clusterButtons(found, cosines = new Map()) {
+  return make(
+    "div",
+    { class: "links" },
+    ...found.map((c) => {
+      const cosine = cosines.get(c) ?? null;
+      const first = mostTypical(c)[0];
+      return make(
+        "button",
+        { type: "button", onclick: () => openCluster(c) },
+        first === undefined ? null : picture(first, { alt: "" }),
+        make("span", {}, clusterTitle(c)),
+        cosine === null
+          ? null
+          : make("span", { class: "soft" }, decimal(cosine)),
+      );
+    }),
+  );
+}
+
+// What the cluster is merged with, step by step towards the root.
+function treeNeighbours(c) {
+  const list = make("ol", { class: "links" });
+  let node = c;
+  for (let step = 0; step < 3 && parent[node] >= 0; step++) {
+    const [left, right] = tree[parent[node] - k];
+    const sibling = left === node ? right : left;
+    const found = leaves(sibling, 6);
+    const total = sibling < k ? 1 : tree[sibling - k][3];
+    const some = total > found.length ? `, ${found.length} shown` : "";
+    const what =
+      total === 1 ? "a cluster" : `a group of ${number(total)} clusters${some}`;
+    const text = `${["First", "Then", "Then"][step]} with ${what}`;
+    list.append(
+      make("li", {}, make("p", { class: "soft" }, text), clusterButtons(found)),
+    );
+    node = parent[node];
+  }
+  return list.children.length
+    ? list
+    : make("p", { class: "soft" }, "There is no other cluster.");
+}
+
+// Images found from an image: by its neighbours, theirs, and so on.
+const mostAlike = 120;
+
+places.like = (index) => {
+  const image = placeOf.get(index);
+  if (image === undefined || !images.neighbors) return false;
+  const title = `Like ${fileName(image)}`;
+  openDialog(title, () => [
+    make(
+      "p",
+      { class: "soft" },
+      "The image itself, its nearest, and what these are nearest to; the ",
+      "shortest way first.",
+    ),
+    gallery(withPicture([image, ...alike(image)]), {
+      title,
+      note: (i) =>
+        i === image ? "this image" : clusterTitle(images.cluster[i]),
+    }),
+  ]);
+  return true;
+};
+
+// Dijkstra's shortest ways over the neighbours, of which each image has ten.
+function alike(start) {
+  const way = new Map([[start, 0]]);
+  const left = new Set([start]);
+  const found = [];
+  while (left.size && found.length <= mostAlike) {
+    let at = -1;
+    for (const image of left) {
+      if (at < 0 || way.get(image) < way.get(at)) at = image;
+    }
+    left.delete(at);
+    found.push(at);
+    images.neighbors[at].forEach((other, rank) => {
+      // A step counts, or copies of copies would lead anywhere at no cost.
+      const length = way.get(at) + images.distances[at][rank] + 1;
+      if (way.has(other) && way.get(other) <= length) return;
+      way.set(other, length);
+      left.add(other);
+    });
+  }
+  return found.slice(1);
+}
