@@ -8,6 +8,7 @@ import sys
 
 from odc_jax.files import write_whole
 from odc_jax.report import contents, curves, history, page, pictures
+from odc_jax.results import annotations
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -29,9 +30,11 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   run = history.read(workdir)
   reference = history.reference(run.config)
   missing = contents.missing(workdir)
-  shown = made = None
+  shown = made = annotated = None
   if not missing:
     shown = contents.read(workdir)
+    if (path := workdir / annotations.FILE).exists():
+      annotated = annotations.read(path)
     made = pictures.take(
       workdir,
       run.config,
@@ -53,6 +56,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     missing=missing,
     contents=shown,
     pictures=made,
+    annotated=annotated,
   )
   path = workdir / "report.html"
   write_whole(path, text.encode())

@@ -1,6 +1,5 @@
 """The clusters of a run: what the page shows of them, within a budget."""
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 
 from odc_jax.errors import UserError
 from odc_jax.report import sample
-from odc_jax.results import vectors
+from odc_jax.results import annotations, vectors
 
 NEAREST_CLUSTERS = 5
 # What bounds the page, whatever the data.
@@ -105,7 +104,7 @@ def read(workdir: pathlib.Path) -> Contents:
   on_map = place[picked.on_map]
   seen = on_map >= 0
   data = {
-    "run": _digest(table),
+    "run": annotations.digest(table["index"], table["cluster"]),
     "num_images": len(table["index"]),
     "num_clusters": summary["num_clusters"],
     "num_groups": summary.get("num_groups"),
@@ -264,13 +263,6 @@ def _neighbors(
 def _count(table, chosen, num_clusters: int) -> list[int]:
   """Returns how many of the chosen images are in each cluster."""
   return np.bincount(table["cluster"][chosen], minlength=num_clusters).tolist()
-
-
-def _digest(table) -> str:
-  """Returns what tells this clustering from others."""
-  of = hashlib.sha256(table["index"].astype("<i8").tobytes())
-  of.update(table["cluster"].astype("<i8").tobytes())
-  return of.hexdigest()[:16]
 
 
 def _positions(table, rows) -> dict[str, list[int]]:

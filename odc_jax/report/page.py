@@ -20,15 +20,18 @@ _PARTS = pathlib.Path(__file__).parent / "page"
 # scope, and what one of them runs at once uses what stands before it.
 _SCRIPTS = (
   "base.js",
+  "work.js",
   "names.js",
   "tree.js",
   "route.js",
+  "selection.js",
   "gallery.js",
   "sheets.js",
   "controls.js",
   "cluster_view.js",
   "viewer.js",
   "lists.js",
+  "work_panel.js",
   "map.js",
   "map_labels.js",
   "map_view.js",
@@ -88,6 +91,7 @@ def render(
   missing: Sequence[str],
   contents: Contents | None,
   pictures: Pictures | None,
+  annotated: dict[str, Any] | None,
 ) -> str:
   """Returns the page.
 
@@ -98,6 +102,8 @@ def render(
     missing: Files with the clusters that are not there.
     contents: The clusters, if they are there.
     pictures: Of the images in `contents`.
+    annotated: Names and marks that were made before, as
+      `results.annotations` reads them.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_PARTS),
@@ -133,6 +139,7 @@ def render(
     reference=reference,
     data=data,
     pictures=pictures,
+    annotated=annotated,
     columns=table.COLUMNS,
     css=(_PARTS / "page.css").read_text(),
     script=script,

@@ -214,7 +214,7 @@ def test_the_keyboard_is_enough(page):
 
 def test_a_list_of_pictures_is_one_stop_of_the_tab_key(page):
   sheet = page.locator(".sheet").first
-  sheet.locator(".open").focus()
+  sheet.locator("input.name").focus()
   page.keyboard.press("Tab")
   at = "document.activeElement.dataset.image"
   shown = [t.get_attribute("data-image") for t in sheet.locator(".tile").all()]

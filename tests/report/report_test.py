@@ -126,8 +126,8 @@ def test_names_with_markup_stay_names(tmp_path):
   text = path.read_text()
   assert "<img src=x" not in text
   assert "<b>nowhere" not in text
-  # Data, pictures, the script; no fourth one opened or closed by a name.
-  assert text.count("</script>") == text.count("<script") == 3
+  # Data, annotations, pictures, the script; no fifth one opened by a name.
+  assert text.count("</script>") == text.count("<script") == 4
   assert "<!--" not in text
   assert set(HOSTILE) <= set(runs.read(path)["images"]["key"])
 

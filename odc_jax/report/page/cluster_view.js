@@ -1,5 +1,5 @@
 // A cluster with all of its images.
-const openCluster = (c) => go(`#cluster-${c}`);
+const openCluster = (c) => go(`#cluster-${headOf(c)}`);
 
 const memberOrders = {
   typical: {
@@ -9,11 +9,9 @@ const memberOrders = {
   },
   doubt: {
     text: "Boundary cases first",
-    compare: (a, b) => images.margin[a] - images.margin[b],
+    compare: (a, b) => marginOf(a) - marginOf(b),
     note: (image) =>
-      `${images.margin[image] < 0 ? "nearer to" : "next:"} ${clusterTitle(
-        images.second_cluster[image],
-      ).toLowerCase()}`,
+      `${isElsewhere(image) ? "nearer to" : "next:"} ${inText(images.second_cluster[image])}`,
   },
   unlike: {
     text: "Least usual first",
@@ -31,49 +29,86 @@ const memberOrders = {
 let memberOrder = "typical";
 let viewed = null; // the address of what the dialog holds
 
+// What is another part of the same is no other cluster.
+const marginOf = (image) =>
+  headOf(images.second_cluster[image]) === headOf(images.cluster[image])
+    ? 2
+    : images.margin[image];
+
 // Shows what `parts` returns, unless that is what is shown.
-function openDialog(title, parts) {
+function openDialog(title, parts, beside = null) {
   const dialog = $("dialog");
   shut($("viewer"));
   if (viewed === location.hash && dialog.open) return;
   viewed = location.hash;
   $("dialog-title").textContent = title;
+  $("dialog-beside").replaceChildren(...(beside ? [beside] : []));
   $("dialog-body").replaceChildren(...parts());
   if (!dialog.open) dialog.showModal();
   $("dialog-body").scrollTop = 0;
   $("dialog-title").focus();
 }
 
-places.cluster = (c) => {
-  if (!(c < k)) return false;
-  const title = `${clusterTitle(c)}: ${inImages(sizeOf(c))}`;
-  openDialog(title, () => clusterParts(c));
+places.cluster = (asked) => {
+  if (!(asked < k)) return false;
+  const c = headOf(asked);
+  const name = nameField(
+    () => nameOf(c),
+    `Name of ${clusterNumbers(c).toLowerCase()}`,
+    (text) => rename(c, text),
+  );
+  openDialog(
+    `${clusterNumbers(c)}: ${inImages(sizeOf(c))}`,
+    () => clusterParts(c),
+    name,
+  );
   return true;
 };
+
+// After a merge, or after one was taken apart: the clusters are others.
+function redrawDialog() {
+  const [, digits] = /^#cluster-(\d+)$/.exec(viewed ?? "") ?? [];
+  if (digits === undefined || !$("dialog").open) return;
+  const c = Number(digits);
+  const title = `${clusterNumbers(c)}: ${inImages(sizeOf(c))}`;
+  if (title === $("dialog-title").textContent) return;
+  viewed = null;
+  if (location.hash === `#cluster-${c}`) places.cluster(c);
+}
+
+function nearestOf(c) {
+  const found = new Map();
+  for (const own of clustersOf(c)) {
+    for (const [other, cosine] of clusters.nearest[own]) {
+      const head = headOf(other);
+      if (head === headOf(c)) continue;
+      found.set(head, Math.max(cosine ?? -1, found.get(head) ?? -1));
+    }
+  }
+  return new Map([...found].sort((a, b) => b[1] - a[1]));
+}
 
 function clusterParts(c) {
   const size = sizeOf(c);
   if (!size) {
     return [make("p", { class: "empty" }, "No image is in this cluster.")];
   }
-  const near = clusters.nearest[c];
+  const near = nearestOf(c);
   return [
     make("p", { class: "soft" }, clusterFacts(c)),
     toolbar(c),
     make("div", { id: "members" }, memberGallery(c)),
-    ...(near.length
+    ...(near.size
       ? section(
           "Clusters that are most like it",
-          "By the cosine of their centres.",
-          clusterButtons(
-            near.map(([other]) => other),
-            new Map(near),
-          ),
+          "By the cosine of their centres. Merged, they are taken for one, " +
+            "here and in what is saved.",
+          clusterButtons([...near.keys()], near, c),
         )
       : []),
-    ...(tree
+    ...(tree && clustersOf(c).length === 1
       ? section(
-          "What it would be merged with",
+          "What it is grouped with",
           "Step by step, as the groups become fewer.",
           treeNeighbours(c),
         )
@@ -83,18 +118,21 @@ function clusterParts(c) {
 
 function clusterFacts(c) {
   const facts = [];
-  const elsewhere = clusters.num_elsewhere[c];
+  const elsewhere = elsewhereOf(c);
   if (elsewhere) {
     facts.push(
-      `${number(elsewhere)} of its images ${elsewhere === 1 ? "lies" : "lie"} nearer to the centre of another cluster.`,
+      `${number(elsewhere)} of its images ${elsewhere === 1 ? "lies" : "lie"} ` +
+        "nearer to the centre of another cluster.",
     );
   }
   facts.push(
-    `Their mean similarity with its centre is ${decimal(clusters.cohesion[c])}; 1 would be the same image again and again.`,
+    `The mean similarity with its centre is ${decimal(cohesionOf(c))}; 1 would ` +
+      "be the same image again and again.",
   );
-  if (labelled && clusters.purity[c] !== null) {
+  const own = labelOf(c);
+  if (own) {
     facts.push(
-      `${Math.round(100 * clusters.purity[c])} % of them have the true label ${labelName(clusters.label[c])}.`,
+      `${Math.round(100 * own.purity)} % of them have the true label ${labelName(own.label)}.`,
     );
   }
   if (members(c).length < sizeOf(c)) {
@@ -129,13 +167,17 @@ function toolbar(c) {
       { disabled: next === undefined ? "" : null },
     );
   };
-  const onMap = data.map.image.some((image) => images.cluster[image] === c);
+  const onMap = data.map.image.some((i) => headOf(images.cluster[i]) === c);
   return make(
     "div",
     { class: "tools" },
     make("label", { for: "member-order", class: "hidden" }, "Order"),
     select,
+    button("Select all", () => pickAll(withPicture(members(c)))),
     onMap ? button("Show on the map", () => showOnMap(`#${c}`)) : null,
+    clustersOf(c).length > 1
+      ? button("Take apart again", () => takeApart(c))
+      : null,
     make("span", { class: "gap" }),
     step(-1),
     step(1),
@@ -164,22 +206,29 @@ function section(title, text, ...parts) {
   return [heading, make("p", { class: "soft" }, text), ...parts];
 }
 
-function clusterButtons(found, cosines = new Map()) {
+// Clusters to go to, and to merge with cluster `own` where one is given.
+function clusterButtons(found, cosines = new Map(), own = null) {
   return make(
     "div",
     { class: "links" },
     ...found.map((c) => {
-      const cosine = cosines.get(c) ?? null;
+      const cosine = cosines.get(c) ?? -1;
       const first = mostTypical(c)[0];
-      return make(
+      const open = make(
         "button",
         { type: "button", onclick: () => openCluster(c) },
         first === undefined ? null : picture(first, { alt: "" }),
         make("span", {}, clusterTitle(c)),
-        cosine === null
+        cosine < -0.99
           ? null
           : make("span", { class: "soft" }, decimal(cosine)),
       );
+      if (own === null) return open;
+      const merge = button("Merge", () => mergeClusters([own, c]), {
+        class: "link",
+        "aria-label": `Merge with ${inText(c)}`,
+      });
+      return make("div", { class: "near" }, open, merge);
     }),
   );
 }
@@ -191,7 +240,7 @@ function treeNeighbours(c) {
   for (let step = 0; step < 3 && parent[node] >= 0; step++) {
     const [left, right] = tree[parent[node] - k];
     const sibling = left === node ? right : left;
-    const found = leaves(sibling, 6);
+    const found = [...new Set(leaves(sibling, 6).map(headOf))];
     const total = sibling < k ? 1 : tree[sibling - k][3];
     const some = total > found.length ? `, ${found.length} shown` : "";
     const what =

@@ -4,6 +4,21 @@
 const toGroups = (position) => Math.round(k ** (position / 1000));
 const toPosition = (g) => Math.round((1000 * Math.log(g)) / Math.log(k));
 
+// What was merged is drawn anew. A name is not: whoever types one goes on to
+// the next.
+const merges = () =>
+  JSON.stringify(work.names.map((x) => x.clusters).filter((x) => x.length > 1));
+let drawnAs = merges();
+function redrawClusters() {
+  const now = merges();
+  if (now !== drawnAs) {
+    measureGroups();
+    renderSheets();
+  }
+  drawnAs = now;
+  renderMapControls();
+}
+
 function setGroups(g, moveSlider = true) {
   state.g = Math.min(k, Math.max(1, g));
   grouping = cut(state.g);
@@ -49,6 +64,7 @@ function startControls() {
     $("run-details").open = true;
     return true;
   };
+  onChange.push(redrawClusters);
   if (tree) startGroups();
   $("more").addEventListener("click", showMore);
   const some = images.picture.filter((at) => at >= 0).length;

@@ -9,20 +9,23 @@ function openImage(image, list, title) {
 }
 
 function tile(image, note) {
-  return make(
+  const element = make(
     "li",
     {
       class: "tile",
       role: "option",
       tabindex: "-1",
       "data-image": image,
-      "aria-selected": "false",
       "aria-label": [images.key[image], note].filter(Boolean).join(", "),
       title: images.key[image],
     },
     picture(image, { alt: "" }),
+    make("span", { class: "check", title: "Select", "aria-hidden": "true" }),
+    make("span", { class: "badge" }),
     note ? make("span", { class: "note-line" }, note) : null,
   );
+  paint(element);
+  return element;
 }
 
 // Returns an element with the pictures of `list`, drawn as they come into view.
@@ -48,23 +51,52 @@ function gallery(list, { title, first = list.length, note = () => "" }) {
   const end = make("p", { class: "soft" }, "More are drawn as you scroll.");
   draw(chunk);
   box.firstElementChild?.setAttribute("tabindex", "0");
-  const open = (tileElement) =>
-    openImage(Number(tileElement.dataset.image), list, title);
   box.addEventListener("click", (event) => {
-    const clicked = event.target.closest(".tile");
-    if (!clicked) return;
-    stand(box, clicked);
-    open(clicked);
+    const at = event.target.closest(".tile");
+    if (!at) return;
+    stand(box, at);
+    const image = Number(at.dataset.image);
+    const many = event.ctrlKey || event.metaKey || event.shiftKey;
+    if (many || event.target.closest(".check")) {
+      pick(image, shown, event.shiftKey);
+    } else {
+      openImage(image, list, title);
+    }
   });
   box.addEventListener("keydown", (event) => {
     const at = event.target.closest(".tile");
     if (!at || event.altKey) return;
-    if (event.key === "Enter") open(at);
-    else if (!walk(box, at, event.key, draw)) return;
-    event.preventDefault();
+    if (pressed(event, box, at, shown, draw)) event.preventDefault();
+    else if (event.key === "Enter") {
+      event.preventDefault();
+      openImage(Number(at.dataset.image), list, title);
+    }
   });
   if (drawn < shown.length) whenSeen(end, () => draw(chunk));
   return make("div", {}, box, end);
+}
+
+// Returns whether a key was for the list: walking, picking, marking.
+function pressed(event, box, at, shown, draw) {
+  const image = Number(at.dataset.image);
+  if (event.ctrlKey || event.metaKey) {
+    if (event.key !== "a") return false;
+    pickAll(shown);
+    return true;
+  }
+  const mark = Object.keys(marks).find((name) => marks[name] === event.key);
+  if (mark) markImages(targets(image), mark);
+  else if (event.key === " ") pick(image, shown, event.shiftKey);
+  else if (event.key === "Escape" && selected.size) pickNone();
+  else {
+    const next = walk(box, at, event.key, draw);
+    if (!next) return false;
+    if (event.shiftKey) {
+      if (!selected.size) pick(image, shown, false);
+      pick(Number(next.dataset.image), shown, true);
+    }
+  }
+  return true;
 }
 
 // Only the picture that one stands on is a stop of the Tab key.
@@ -74,6 +106,7 @@ function stand(box, at) {
   at.focus();
 }
 
+// Goes where an arrow key points to, and returns that tile.
 function walk(box, at, key, draw) {
   const tiles = [...box.children];
   const columns = tiles.filter(
@@ -88,10 +121,10 @@ function walk(box, at, key, draw) {
     Home: 0,
     End: Infinity,
   };
-  if (!(key in moves)) return false;
+  if (!(key in moves)) return null;
   if (moves[key] >= tiles.length) draw(key === "End" ? Infinity : chunk);
   const last = box.children.length - 1;
-  const target = Math.min(last, Math.max(0, moves[key]));
-  stand(box, box.children[target]);
-  return true;
+  const target = box.children[Math.min(last, Math.max(0, moves[key]))];
+  stand(box, target);
+  return target;
 }

@@ -17,21 +17,21 @@ const canvas = $("canvas");
 const pen = canvas.getContext("2d");
 const view = { x: 5000, y: 5000, scale: 0 };
 let fitScale = 0.05;
-let selected = -1;
+let pointed = -1;
 let visible = null; // Uint8Array, or null for all
 let mode = "cluster";
 
 function category(point) {
   const image = points.image[point];
-  const c = images.cluster[image];
-  if (mode === "group") return grouping ? grouping[c] : c;
+  const c = headOf(images.cluster[image]);
+  if (mode === "group") return grouping ? groupOf(c) : c;
   if (mode === "label") return images.label[image];
   return c;
 }
 
 function categoryName(value) {
   if (mode === "label") return labelName(value);
-  return mode === "group" ? `group ${value}` : `cluster ${value}`;
+  return mode === "group" ? groupTitle(value) : clusterTitle(value);
 }
 
 function look(value) {
@@ -136,11 +136,11 @@ function drawNow() {
     fill(colour, shape, list, radius * larger);
   }
   if (mode !== "outlier") drawNumbers(style, width, height);
-  if (selected >= 0) {
+  if (pointed >= 0) {
     pen.strokeStyle = style.getPropertyValue("--text");
     pen.lineWidth = 2;
     pen.beginPath();
-    pen.arc(screenX(selected), screenY(selected), radius + 5, 0, 7);
+    pen.arc(screenX(pointed), screenY(pointed), radius + 5, 0, 7);
     pen.stroke();
   }
 }

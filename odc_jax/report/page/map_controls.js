@@ -61,7 +61,7 @@ function renderMapControls() {
   if (grouping) {
     for (const [g, { size }] of [...groupSizes].sort((a, b) => a[0] - b[0])) {
       group.append(
-        make("option", { value: g }, `Group ${g} (${inImages(size)})`),
+        make("option", { value: g }, `${groupTitle(g)} (${inImages(size)})`),
       );
     }
     if (groupSizes.has(Number(chosen)) && chosen !== "") group.value = chosen;
@@ -117,8 +117,8 @@ function startMap() {
     else if (event.key === "+" || event.key === "=") zoom(1.6);
     else if (event.key === "-") zoom(1 / 1.6);
     else if (event.key === "0") fit();
-    else if (event.key === "Enter" && selected >= 0)
-      openCluster(images.cluster[points.image[selected]]);
+    else if (event.key === "Enter" && pointed >= 0)
+      openCluster(images.cluster[points.image[pointed]]);
     else return;
     event.preventDefault();
   });

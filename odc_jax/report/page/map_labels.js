@@ -13,11 +13,18 @@ function findMiddles() {
   middles = [...found]
     .sort((a, b) => b[1].length - a[1].length)
     .map(([value, list]) => ({
-      text: mode === "label" ? labelName(value) : String(value),
+      text: shortName(value),
       x: median(list.map((point) => points.x[point])),
       y: median(list.map((point) => points.y[point])),
     }));
 }
+
+const shortName = (value) =>
+  (mode === "label"
+    ? labelName(value)
+    : mode === "group"
+      ? groupName(groupSizes.get(value)?.list ?? [])
+      : nameOf(value)) || String(value);
 
 function drawNumbers(style, width, height) {
   pen.font = `600 12px ${getComputedStyle(document.body).fontFamily}`;

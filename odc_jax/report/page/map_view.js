@@ -46,8 +46,8 @@ function nearestPoint(x, y, most) {
 function describe(point) {
   const image = points.image[point];
   const c = images.cluster[image];
-  const parts = [`cluster ${c}`];
-  if (grouping) parts.push(`group ${grouping[c]}`);
+  const parts = [inText(c)];
+  if (grouping) parts.push(groupTitle(groupOf(headOf(c))));
   if (labelled) parts.push(withLabel(images.label[image]));
   if (mode === "outlier" || images.is_outlier[image])
     parts.push(`outlier score ${decimal(images.outlier_score[image])}`);
@@ -55,8 +55,8 @@ function describe(point) {
 }
 
 function select(point, say) {
-  if (point !== selected) {
-    selected = point;
+  if (point !== pointed) {
+    pointed = point;
     $("tip").hidden = point < 0;
     if (point >= 0) {
       const image = points.image[point];
@@ -75,9 +75,9 @@ function select(point, say) {
 }
 
 function placeTip() {
-  if (selected < 0) return;
+  if (pointed < 0) return;
   const tip = $("tip");
-  const [x, y] = [screenX(selected), screenY(selected)];
+  const [x, y] = [screenX(pointed), screenY(pointed)];
   const [width, height] = [tip.offsetWidth, tip.offsetHeight];
   const left = x + 16 + width < canvas.clientWidth ? x + 16 : x - 16 - width;
   tip.style.left = `${Math.max(4, Math.min(left, canvas.clientWidth - width - 4))}px`;
@@ -86,18 +86,18 @@ function placeTip() {
 
 // Goes to the nearest image in a direction, in a cone of 90 degrees.
 function step(dx, dy) {
-  if (selected < 0) {
+  if (pointed < 0) {
     select(
       nearestPoint(canvas.clientWidth / 2, canvas.clientHeight / 2, Infinity),
       true,
     );
     return;
   }
-  const [x, y] = [screenX(selected), screenY(selected)];
+  const [x, y] = [screenX(pointed), screenY(pointed)];
   let best = -1;
   let least = Infinity;
   for (let point = 0; point < numPoints; point++) {
-    if (point === selected || (visible && !visible[point])) continue;
+    if (point === pointed || (visible && !visible[point])) continue;
     const along = (screenX(point) - x) * dx + (screenY(point) - y) * dy;
     const across =
       Math.abs((screenX(point) - x) * dy) + Math.abs((screenY(point) - y) * dx);
@@ -119,27 +119,26 @@ function step(dx, dy) {
 function filterMap() {
   const found = search($("map-search").value);
   const group = $("map-group").value;
-  selected = -1;
+  pointed = -1;
   $("tip").hidden = true;
   visible = null;
   let shown = numPoints;
   if (found || group !== "") {
-    const files = found && new Set(found.files);
+    const hits = found && hitBy(found);
     visible = new Uint8Array(numPoints);
     shown = 0;
     for (let point = 0; point < numPoints; point++) {
       const image = points.image[point];
-      const c = images.cluster[image];
+      const c = headOf(images.cluster[image]);
       const hit =
-        (!found ||
-          (found.cluster !== null ? c === found.cluster : files.has(image))) &&
-        (group === "" || grouping[c] === Number(group));
+        (!found || hits(image)) &&
+        (group === "" || groupOf(c) === Number(group));
       visible[point] = hit ? 1 : 0;
       shown += visible[point];
     }
   }
   $("map-status").textContent = visible
-    ? `${shown.toLocaleString("en")} of ${count(numPoints, "point", "points")} shown.`
+    ? `${number(shown)} of ${count(numPoints, "point", "points")} shown.`
     : "";
   findMiddles();
   draw();

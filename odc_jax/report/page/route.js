@@ -29,6 +29,7 @@ function route() {
   opened = location.hash;
   const [, name, id] = /^#([a-z]+)(?:-(\d+))?$/.exec(location.hash) ?? [];
   if (!places[name]?.(id === undefined ? null : Number(id))) closeAll();
+  raiseBars();
 }
 
 function closeAll() {
@@ -60,4 +61,6 @@ function startRoute() {
     dialog.querySelector(".close").addEventListener("click", back);
   }
   route();
+  // The page was empty when the browser looked for the section.
+  $(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });
 }

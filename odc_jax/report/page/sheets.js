@@ -14,30 +14,41 @@ let groupSizes = new Map();
 let queue = []; // clusters whose sheets are still to be drawn
 let order = []; // all that are shown, in their order
 
-const descending = (values) => (a, b) =>
-  (values[b] ?? -1) - (values[a] ?? -1) || a - b;
+const descending = (value) => (a, b) =>
+  (value(b) ?? -1) - (value(a) ?? -1) || a - b;
 // What is not known comes last, whichever way the others go.
-const ascending = (values) => (a, b) =>
-  (values[a] ?? Infinity) - (values[b] ?? Infinity) || a - b;
-const share = (values) => values.map((n, c) => n / Math.max(1, sizeOf(c)));
+const ascending = (value) => (a, b) =>
+  (value(a) ?? Infinity) - (value(b) ?? Infinity) || a - b;
+
+// Those that have a name first.
+function namedFirst(a, b) {
+  const [one, other] = [nameOf(a), nameOf(b)];
+  if (!one || !other) return (one ? 0 : 1) - (other ? 0 : 1) || a - b;
+  return one.localeCompare(other) || a - b;
+}
+
+const purityOf = (c) => labelOf(c)?.purity ?? null;
+const doubt = (c) => elsewhereOf(c) / Math.max(1, sizeOf(c));
 const sorts = {
-  largest: ["Largest first", descending(clusters.size)],
-  smallest: ["Smallest first", ascending(clusters.size)],
+  largest: ["Largest first", descending(sizeOf)],
+  smallest: ["Smallest first", ascending(sizeOf)],
   number: ["By number", (a, b) => a - b],
-  tight: ["Most alike first", descending(clusters.cohesion)],
-  loose: ["Most mixed first", ascending(clusters.cohesion)],
-  elsewhere: ["Most in doubt first", descending(share(clusters.num_elsewhere))],
+  name: ["By name", namedFirst],
+  tight: ["Most alike first", descending(cohesionOf)],
+  loose: ["Most mixed first", ascending(cohesionOf)],
+  elsewhere: ["Most in doubt first", descending(doubt)],
   ...(labelled && {
-    pure: ["Purest by label first", descending(clusters.purity)],
-    impure: ["Most mixed by label first", ascending(clusters.purity)],
+    pure: ["Purest by label first", descending(purityOf)],
+    impure: ["Most mixed by label first", ascending(purityOf)],
   }),
-  outliers: ["Most outliers first", descending(clusters.num_outliers)],
+  outliers: ["Most outliers first", descending(outliersOf)],
 };
 
 // What stands for a cluster: no two that are nearly the same.
 function mostTypical(c) {
   const seen = new Set();
-  const all = [...new Set([...clusters.representatives[c], ...members(c)])];
+  const central = clustersOf(c).flatMap((x) => clusters.representatives[x]);
+  const all = [...new Set([...central.sort(byTypical), ...members(c)])];
   return withPicture(all)
     .filter((image) => {
       const duplicate = images.near_duplicate_group[image];
@@ -54,17 +65,14 @@ function sheet(c) {
   const shown = mostTypical(c);
   const few = illustrated ? shown : shown.slice(0, mostNames);
   const open = () => openCluster(c);
+  const own = labelOf(c);
   const facts = [
     few.length < size ? `${few.length} of ${inImages(size)}` : inImages(size),
-    clusters.num_elsewhere[c]
-      ? `${number(clusters.num_elsewhere[c])} nearer to another cluster`
+    elsewhereOf(c)
+      ? `${number(elsewhereOf(c))} nearer to another cluster`
       : null,
-    clusters.num_outliers[c]
-      ? count(clusters.num_outliers[c], "outlier", "outliers")
-      : null,
-    labelled && clusters.purity[c] !== null
-      ? `${Math.round(100 * clusters.purity[c])} % ${labelName(clusters.label[c])}`
-      : null,
+    outliersOf(c) ? count(outliersOf(c), "outlier", "outliers") : null,
+    own ? `${Math.round(100 * own.purity)} % ${labelName(own.label)}` : null,
   ].filter(Boolean);
   return make(
     "li",
@@ -75,7 +83,12 @@ function sheet(c) {
       make(
         grouping ? "h4" : "h3",
         {},
-        button(clusterTitle(c), open, { class: "open" }),
+        button(clusterNumbers(c), open, { class: "open" }),
+      ),
+      nameField(
+        () => nameOf(c),
+        `Name of ${clusterNumbers(c).toLowerCase()}`,
+        (name) => rename(c, name),
       ),
     ),
     size
@@ -105,7 +118,7 @@ function showMore() {
   const hadFocus = document.activeElement === $("more");
   let first = null;
   for (const c of queue.splice(0, sheetsAtOnce)) {
-    const g = grouping ? grouping[c] : -1;
+    const g = groupOf(c);
     let list = sheets.lastElementChild;
     if (!list || Number(list.dataset.group) !== g) {
       list = make("div", { class: "group", "data-group": g });
@@ -123,33 +136,54 @@ function showMore() {
   if (hadFocus) first?.querySelector("button").focus();
 }
 
+// Of clusters that are taken for one, the group of the largest.
+function groupOf(c) {
+  if (!grouping) return -1;
+  const largest = clustersOf(c).reduce((a, b) =>
+    clusters.size[b] > clusters.size[a] ? b : a,
+  );
+  return grouping[largest];
+}
+
 function groupHead(g) {
-  const { members: num, size } = groupSizes.get(g);
-  const text = `${count(num, "cluster", "clusters")}, ${inImages(size)}`;
+  const { list, heads, size } = groupSizes.get(g);
+  const text = `${count(heads.length, "cluster", "clusters")}, ${inImages(size)}`;
   return make(
     "div",
     { class: "group-head" },
     make("h3", {}, `Group ${g} `, make("span", { class: "soft" }, text)),
+    nameField(
+      () => groupName(list),
+      `Name of group ${g}`,
+      (name) => renameGroup(list, name),
+    ),
+    heads.length > 1
+      ? link("Merge into one cluster", () => mergeClusters(heads))
+      : null,
   );
 }
+
+const groupTitle = (g) => groupName(groupSizes.get(g).list) || `Group ${g}`;
 
 function measureGroups() {
   groupSizes = new Map();
   if (!grouping) return;
   for (let c = 0; c < k; c++) {
-    const sizes = groupSizes.get(grouping[c]) ?? { members: 0, size: 0 };
-    sizes.members += 1;
-    sizes.size += clusters.size[c];
-    groupSizes.set(grouping[c], sizes);
+    const g = groupOf(headOf(c));
+    const group = groupSizes.get(g) ?? { list: [], heads: [], size: 0 };
+    group.list.push(c);
+    if (headOf(c) === c) group.heads.push(c);
+    group.size += clusters.size[c];
+    groupSizes.set(g, group);
   }
 }
 
 function renderSheets() {
   const found = search(state.query);
-  order = Array.from({ length: k }, (_, c) => c);
+  order = Array.from({ length: k }, (_, c) => c).filter((c) => headOf(c) === c);
   if (found) {
-    const hits = new Set(found.files.map((image) => images.cluster[image]));
-    if (found.cluster !== null) hits.add(found.cluster);
+    const hits = new Set(found.byName);
+    for (const image of found.files) hits.add(headOf(images.cluster[image]));
     order = order.filter((c) => hits.has(c));
   }
   const compare = sorts[state.sort][1];
@@ -159,7 +193,7 @@ function renderSheets() {
   const rank = (c) => (found?.cluster === c ? 0 : 1);
   order.sort(
     (a, b) =>
-      (grouping ? groupOrder(grouping[a], grouping[b]) : 0) ||
+      (grouping ? groupOrder(groupOf(a), groupOf(b)) : 0) ||
       rank(a) - rank(b) ||
       compare(a, b),
   );
@@ -168,7 +202,7 @@ function renderSheets() {
   showMore();
   renderFiles(found);
   const groups = grouping
-    ? ` in ${count(new Set(order.map((c) => grouping[c])).size, "group", "groups")}`
+    ? ` in ${count(new Set(order.map(groupOf)).size, "group", "groups")}`
     : "";
   const all = count(order.length, "cluster", "clusters") + groups;
   $("clusters-status").textContent = found

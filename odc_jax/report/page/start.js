@@ -2,5 +2,8 @@ startControls();
 startLists();
 startMap();
 startViewer();
+startSelection();
+startWorkPanel();
+onChange.push(redrawDialog);
 setGroups(state.g);
 startRoute();

@@ -5,7 +5,7 @@ places.image = (index) => {
   const image = placeOf.get(index);
   if (image === undefined) return false;
   if (!context.list.includes(image)) {
-    const c = images.cluster[image];
+    const c = headOf(images.cluster[image]);
     context = { list: withPicture(members(c)), title: clusterTitle(c) };
     if (!context.list.includes(image)) context.list.unshift(image);
   }
@@ -28,6 +28,7 @@ function renderViewer(image) {
   $("viewer-next").disabled = at === context.list.length - 1;
   $("viewer-picture").replaceChildren(picture(image, { alt: fileName(image) }));
   $("viewer-facts").replaceChildren(...viewerFacts(image));
+  paintMarks();
   showFile(image);
 }
 
@@ -90,9 +91,8 @@ function viewerFacts(image) {
     "With the centre of its cluster: 1 is the same",
   );
   const second = images.second_cluster[image];
-  const margin = images.margin[image];
   fact(
-    margin < 0 ? "Nearer to" : "Next nearest",
+    isElsewhere(image) ? "Nearer to" : "Next nearest",
     make(
       "span",
       {},
@@ -117,12 +117,33 @@ function viewerFacts(image) {
   }
   return [
     pathLine(image),
+    viewerMarks(image),
     list,
     ...nearest(image),
     ...(images.neighbors
       ? [button("More like this", () => go(`#like-${images.index[image]}`))]
       : []),
   ];
+}
+
+function viewerMarks(image) {
+  const picking = button("", () => pick(image, context.list, false), {
+    id: "viewer-pick",
+    title: "Key: space",
+  });
+  const own = markButtons(() => [image]);
+  return make("div", { class: "marks", id: "viewer-marks" }, ...own, picking);
+}
+
+// The mark that the image has is pressed.
+function paintMarks() {
+  if (!$("viewer-marks")) return;
+  for (const element of $("viewer-marks").querySelectorAll("[data-mark]")) {
+    const has = markOf.get(images.key[lookedAt]) === element.dataset.mark;
+    element.setAttribute("aria-pressed", has);
+  }
+  $("viewer-pick").textContent = selected.has(lookedAt) ? "Selected" : "Select";
+  $("viewer-pick").setAttribute("aria-pressed", selected.has(lookedAt));
 }
 
 const similarityTo = (image) =>
@@ -189,9 +210,15 @@ function startViewer() {
   $("viewer").addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const inGallery = event.target.closest(".gallery");
+    if (inGallery) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by && !inGallery) turn(by);
-    else if (event.key === "c") copy(filePath(lookedAt));
+    const mark = Object.keys(marks).find((name) => marks[name] === event.key);
+    const onButton = event.target.closest("button, a");
+    if (by) turn(by);
+    else if (mark) markImages([lookedAt], mark);
+    else if (event.key === " " && !onButton) {
+      pick(lookedAt, context.list, false);
+    } else if (event.key === "c") copy(filePath(lookedAt));
     else return;
     event.preventDefault();
   });
