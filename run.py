@@ -51,6 +51,11 @@ NUM_GROUPS = flags.DEFINE_integer(
   None,
   "train, assign, report: merge the clusters into so many groups as well",
 )
+ANNOTATIONS = flags.DEFINE_string(
+  "annotations",
+  None,
+  "report: names and marks to take in, a file that the page has saved",
+)
 TOPOLOGY = flags.DEFINE_string(
   "topology",
   "",
@@ -151,6 +156,7 @@ def _check_flags() -> None:
     (IMAGES, "assign"),
     (OUTPUT, "assign", "export"),
     (NUM_GROUPS, "train", "assign", "report"),
+    (ANNOTATIONS, "report"),
   ):
     if flag.value and MODE.value not in modes:
       raise UserError(f"--{flag.name} needs --mode={' or '.join(modes)}")
@@ -212,12 +218,15 @@ def _export() -> None:
 def _report() -> None:
   """Writes the report of a run anew."""
   from odc_jax import report
-  from odc_jax.results import groups
+  from odc_jax.results import annotations, groups
 
   workdir = _workdir()
   try:
     if NUM_GROUPS.value is not None and workdir.is_dir():
       groups.regroup(workdir, NUM_GROUPS.value)
+    if ANNOTATIONS.value:
+      path = pathlib.Path(ANNOTATIONS.value).expanduser()
+      print(annotations.apply(workdir, path))
     print(f"written: {report.write(workdir)}")
   except OSError as error:
     raise UserError(f"cannot write to {workdir}: {error}") from error

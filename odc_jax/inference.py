@@ -28,6 +28,7 @@ from odc_jax.data.in_memory import Given
 from odc_jax.errors import UserError
 from odc_jax.logs import progress
 from odc_jax.methods import METHODS
+from odc_jax.results import annotations as annotations_lib
 from odc_jax.results import groups as groups_lib
 from odc_jax.results import neighbors, outliers, vectors, write
 from odc_jax.training import checkpoint
@@ -106,6 +107,17 @@ class Run:
     data frame of them.
     """
     return self._read("clusters.parquet", pq.read_table)
+
+  def annotations(self) -> annotations_lib.Annotations:
+    """Returns the names and marks that were made on the page of the run.
+
+    They are in the work directory once `--mode=report --annotations=FILE` has
+    taken them in; before that there are none.
+
+    Raises:
+      UserError: `annotations.json` is damaged.
+    """
+    return annotations_lib.load(self.workdir)
 
   def groups(self, num_groups: int) -> Int[np.ndarray, "k"]:
     """Merges the clusters into fewer groups.

@@ -265,7 +265,51 @@ def test_without_comparisons_there_are_clusters_all_the_same(
 
 def test_every_column_is_explained(workdir):
   names = pq.read_schema(workdir / "clusters.parquet").names
-  assert [n for n in table.COLUMNS if n not in names] == ["label"]
+  lacking = [name for name in table.COLUMNS if name not in names]
+  assert lacking == ["label", "cluster_name"]
+
+
+def test_the_command_takes_in_names_and_marks(environment, workdir, tmp_path):
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  rows = columns(copy / "clusters.parquet")
+  own = [
+    key
+    for key, cluster in zip(rows["key"], rows["cluster"], strict=True)
+    if cluster == 5
+  ]
+  saved = {
+    "format": "odc_jax annotations",
+    "version": 1,
+    "run": "another, over the same images",
+    "edited": "2025-01-31T12:00:00.000Z",
+    "names": [{"clusters": [0], "name": "sevens"}],
+    "groups": [],
+    "images": [{"key": own[0], "mark": "exclude"}],
+    "central": {"0": own[:5]},
+  }
+  path = tmp_path / "annotations.json"
+  path.write_text(json.dumps(saved))
+  assert odc_jax.load(copy).annotations().names == {}
+  assert_refused(
+    run(environment, copy, "--mode=export", f"--annotations={path}"),
+    "--annotations needs --mode=report",
+  )
+  assert_refused(
+    run(environment, copy, "--mode=report", "--annotations=nowhere.json"),
+    "nowhere.json",
+    "--annotations",
+  )
+  status, out, err = run(
+    environment, copy, "--mode=report", f"--annotations={path}"
+  )
+  assert status == 0, err
+  assert "1 named or merged cluster, 1 marked image" in out
+  found = odc_jax.load(copy).annotations()
+  assert found.names == {5: "sevens"}
+  assert found.marks == {own[0]: "exclude"}
+  names = columns(copy / "clusters.parquet")["cluster_name"]
+  assert names.count("sevens") == len(own)
+  assert "sevens" in (copy / "report.html").read_text()
 
 
 @pytest.mark.slow

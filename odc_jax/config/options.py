@@ -27,6 +27,7 @@ _SECTIONS = {
     "crop_scale",
     "crop_ratio",
     "eval_resize",
+    "resident",
     "num_threads",
     "num_workers",
     "prefetch",
@@ -128,6 +129,7 @@ _ADDED = ("num_examples", "method_name")
 _DEFAULTS = {
   "extra_clusters": (),
   "data.small_views": 0,
+  "data.resident": "off",
   "model.neck": "nonlinear",
   "model.predictor": False,
   "optimizer.name": "sgd",

@@ -8,6 +8,7 @@ import sys
 
 from odc_jax.files import write_whole
 from odc_jax.report import contents, curves, history, page, pictures
+from odc_jax.results import annotations
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -29,15 +30,17 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   run = history.read(workdir)
   reference = history.reference(run.config)
   missing = contents.missing(workdir)
-  shown = made = None
+  shown = made = annotated = None
   if not missing:
     shown = contents.read(workdir)
+    if (path := workdir / annotations.FILE).exists():
+      annotated = annotations.read(path)
     made = pictures.take(
+      workdir,
       run.config,
-      shown.data["images"]["key"],
-      shown.index,
-      shown.with_pictures,
-      shown.on_map_only,
+      shown.data["images"],
+      shown.by_worth,
+      shown.num_first,
     )
     if made.problem:
       print(f"report.html lacks pictures: {made.problem}", file=sys.stderr)
@@ -53,6 +56,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     missing=missing,
     contents=shown,
     pictures=made,
+    annotated=annotated,
   )
   path = workdir / "report.html"
   write_whole(path, text.encode())

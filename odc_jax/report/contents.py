@@ -1,9 +1,8 @@
 """The clusters of a run: what the page shows of them, within a budget."""
 
-import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,17 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from odc_jax.errors import UserError
-from odc_jax.results import vectors
+from odc_jax.report import sample
+from odc_jax.results import annotations, vectors
 
-# What bounds the page, whatever the data. Bytes are those of the page.
-MAP_POINTS = 20_000
-OUTLIERS = 60
-DUPLICATE_GROUPS = 40
-DUPLICATES_OF_GROUP = 8
 NEAREST_CLUSTERS = 5
+# What bounds the page, whatever the data.
 IMAGE_BYTES = 7_000_000
-# An image's numbers, without its name.
-_NUMBER_BYTES = 45
+# An image's numbers, without its name, and without and with its neighbours.
+_NUMBER_BYTES = 60
+_NEIGHBOR_BYTES = 100
 
 _COLUMNS = (
   "index",
@@ -41,14 +38,9 @@ _COMPARED = {
   "projection_y": np.nan,
 }
 _OPTIONAL = ("group", "label")
-# What names an image but is read for those that are shown alone.
+# Read for those images alone that are shown.
 _KEY = "key"
-# Lists in clusters.json -> what they are called here.
-_LISTS = {
-  "representatives": "representatives",
-  "boundary": "boundary",
-  "outliers": "outlier_images",
-}
+_NEIGHBORS = "neighbors"
 _FILES = ("clusters.parquet", "clusters.json")
 
 
@@ -58,17 +50,17 @@ class Contents(NamedTuple):
   Attributes:
     data: For the script; plain lists, numbers and text. An image is named by
       its place in the columns of `data["images"]`.
-    index: Of each of these images in the data set, int64 [m].
-    with_pictures: Places of images, those first whose pictures matter most.
-    on_map_only: Places of images that are shown on the map and nowhere else;
-      they come last.
+    by_worth: Places of all images, those first whose pictures matter most.
+    num_first: How many of these the page cannot do without: what stands for
+      a cluster, outliers, near-duplicates.
+    agreement: Fraction of all images that lie nearest to their own cluster.
     advice: On the number of clusters, or "".
   """
 
   data: dict[str, Any]
-  index: np.ndarray
-  with_pictures: list[int]
-  on_map_only: list[int]
+  by_worth: list[int]
+  num_first: int
+  agreement: float
   advice: str
 
 
@@ -91,8 +83,9 @@ def read(workdir: pathlib.Path) -> Contents:
   """
   try:
     summary = json.loads((workdir / "clusters.json").read_text())
-    table = _table(workdir / "clusters.parquet")
-    keys = pq.read_table(workdir / "clusters.parquet", columns=[_KEY])[_KEY]
+    path = workdir / "clusters.parquet"
+    table = _table(path)
+    keys = pq.read_table(path, columns=[_KEY])[_KEY]
     clusters = sorted(summary["clusters"], key=lambda c: c["cluster"])
     if table["cluster"].max(initial=-1) >= len(clusters):
       raise ValueError("one has clusters that the other has not")
@@ -101,16 +94,17 @@ def read(workdir: pathlib.Path) -> Contents:
       f"{workdir}: clusters.parquet or clusters.json is not as a run leaves "
       f"it ({error}); the command that trained writes them again"
     ) from error
-  picked = _pick(table, clusters)
-  images, place = _images(keys, table, picked)
-  lists = {
-    _LISTS[name]: _places(rows, place)
-    for name, rows in picked.of_clusters.items()
-  }
+  picked = sample.draw(table, clusters)
+  neighbors = _NEIGHBORS in pq.read_schema(path).names
+  images, place = _images(keys, table, picked, neighbors)
+  shown = picked.rows[: len(images["key"])]
+  if neighbors:
+    images |= _neighbors(path, shown, place)
+  representatives = _places(picked.of_clusters["representatives"], place)
   on_map = place[picked.on_map]
   seen = on_map >= 0
-  points = picked.on_map[seen]
   data = {
+    "run": annotations.digest(table["index"], table["cluster"]),
     "num_images": len(table["index"]),
     "num_clusters": summary["num_clusters"],
     "num_groups": summary.get("num_groups"),
@@ -124,15 +118,16 @@ def read(workdir: pathlib.Path) -> Contents:
       "cohesion": _rounded(c["cohesion"] for c in clusters),
       "purity": _rounded(c["purity"] for c in clusters),
       "label": [c["label"] for c in clusters],
-      "num_outliers": np.bincount(
-        table["cluster"][table["is_outlier"]], minlength=len(clusters)
-      ).tolist(),
+      "num_outliers": _count(table, table["is_outlier"], len(clusters)),
+      "num_elsewhere": _count(table, table["margin"] < 0, len(clusters)),
       "group": _groups(table, len(clusters)),
       "nearest": _nearest(workdir / "centroids.npy", clusters),
-      **lists,
+      "representatives": representatives,
     },
     "outliers": _places([picked.outliers], place)[0],
     "num_outliers": int(table["is_outlier"].sum()),
+    "compared": neighbors,
+    "num_elsewhere": int((table["margin"] < 0).sum()),
     "duplicates": [
       {"size": size, "images": shown}
       for (size, _), shown in zip(
@@ -143,40 +138,25 @@ def read(workdir: pathlib.Path) -> Contents:
     ],
     "num_duplicates": picked.num_duplicates,
     "num_duplicate_groups": picked.num_duplicate_groups,
-    "map": {"image": on_map[seen].tolist(), **_positions(table, points)},
+    "map": {
+      "image": on_map[seen].tolist(),
+      **_positions(table, picked.on_map[seen]),
+    },
   }
-  order = _unique([*place[picked.important].tolist(), *_by_rank(lists)])
+  lists = [_places(rows, place) for rows in picked.of_clusters.values()]
+  first = sample.unique(
+    [*place[picked.important].tolist(), *sample.by_rank(lists)]
+  )
+  # In any order but the table's: of more pictures than fit, those that do
+  # shall come from everywhere.
+  rest = np.random.default_rng(0).permutation(len(shown)).tolist()
   return Contents(
     data=data,
-    index=table["index"][picked.rows[: len(images["key"])]],
-    with_pictures=order,
-    on_map_only=_unique([*order, *on_map[seen].tolist()])[len(order) :],
+    by_worth=sample.unique([*first, *rest]),
+    num_first=len(first),
+    agreement=float(np.mean(table["margin"] >= 0)),
     advice=summary.get("advice") or "",
   )
-
-
-class _Picked(NamedTuple):
-  """Rows of the table, by what they are shown as.
-
-  Attributes:
-    rows: All of them, each once, the most important ones first.
-    important: Those that stand before the points of the map in `rows`.
-    of_clusters: Name of a list -> rows of every cluster.
-    outliers: Of the whole data set.
-    duplicates: (size, rows) of the largest groups of near-duplicates.
-    num_duplicates: Images in all such groups.
-    num_duplicate_groups: How many groups there are.
-    on_map: A sample, drawn uniformly.
-  """
-
-  rows: np.ndarray
-  important: np.ndarray
-  of_clusters: dict[str, list[list[int]]]
-  outliers: list[int]
-  duplicates: list[tuple[int, list[int]]]
-  num_duplicates: int
-  num_duplicate_groups: int
-  on_map: np.ndarray
 
 
 def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -196,72 +176,11 @@ def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
   return found
 
 
-def _pick(table: dict[str, np.ndarray], clusters: list[dict]) -> _Picked:
-  index = table["index"]
-
-  def rows_of(indices) -> list[int]:
-    at = np.searchsorted(index, indices)
-    # An image that could not be read has no row.
-    return [
-      int(row)
-      for row, i in zip(at, indices, strict=True)
-      if row < len(index) and index[row] == i
-    ]
-
-  of_clusters = {name: [rows_of(c[name]) for c in clusters] for name in _LISTS}
-  flagged = np.flatnonzero(table["is_outlier"])
-  worst = np.argsort(-table["outlier_score"][flagged], kind="stable")
-  outliers = flagged[worst[:OUTLIERS]].tolist()
-  duplicates, num_duplicates, num_groups = _duplicates(
-    table["near_duplicate_group"]
-  )
-  placed = np.flatnonzero(
-    np.isfinite(table["projection_x"]) & np.isfinite(table["projection_y"])
-  )
-  if len(placed) > MAP_POINTS:
-    draw = np.random.default_rng(0)
-    placed = np.sort(draw.choice(placed, MAP_POINTS, replace=False))
-  by_size = np.argsort([-c["size"] for c in clusters], kind="stable")
-  representatives = of_clusters["representatives"]
-  important = [
-    *(row for c in by_size for row in representatives[c][:1]),
-    *outliers,
-    *(row for _, rows in duplicates for row in rows),
-  ]
-  # The map before the rest: with 10,000 clusters that would leave it no room.
-  return _Picked(
-    rows=np.array(
-      _unique([*important, *placed.tolist(), *_by_rank(of_clusters)]), np.int64
-    ),
-    important=np.array(_unique(important), np.int64),
-    of_clusters=of_clusters,
-    outliers=outliers,
-    duplicates=duplicates,
-    num_duplicates=num_duplicates,
-    num_duplicate_groups=num_groups,
-    on_map=placed,
-  )
-
-
-def _duplicates(group: np.ndarray) -> tuple[list, int, int]:
-  """Returns the largest groups, how many images are in any, and how many."""
-  rows = np.flatnonzero(group >= 0)
-  names, inverse, sizes = np.unique(
-    group[rows], return_inverse=True, return_counts=True
-  )
-  largest = np.argsort(-sizes, kind="stable")[:DUPLICATE_GROUPS]
-  shown = [
-    (
-      int(sizes[g]),
-      rows[np.flatnonzero(inverse == g)[:DUPLICATES_OF_GROUP]].tolist(),
-    )
-    for g in largest
-  ]
-  return shown, len(rows), len(names)
-
-
 def _images(
-  all_keys: pa.ChunkedArray, table: dict[str, np.ndarray], picked: _Picked
+  all_keys: pa.ChunkedArray,
+  table: dict[str, np.ndarray],
+  picked: sample.Sample,
+  neighbors: bool,
 ) -> tuple[dict[str, list], np.ndarray]:
   """Returns the columns of the images that fit in, and each row's place.
 
@@ -269,25 +188,31 @@ def _images(
     all_keys: The names of all images.
     table: Their numbers.
     picked: What is wanted.
+    neighbors: Whether room is to be left for their neighbours.
 
   Returns:
     The columns, and int32 [n] with -1 for an image that is not shown.
   """
-  keys = all_keys.take(picked.rows).to_pylist()
-  size = np.cumsum([len(json.dumps(key)) + _NUMBER_BYTES for key in keys])
+  numbers = _NUMBER_BYTES + neighbors * _NEIGHBOR_BYTES
+  # More than fit even without a name need not be named.
+  rows = picked.rows[: IMAGE_BYTES // numbers + 1]
+  keys = all_keys.take(rows).to_pylist()
+  size = np.cumsum([len(json.dumps(key)) + numbers for key in keys])
   num = int(np.searchsorted(size, IMAGE_BYTES, side="right"))
   rows = picked.rows[:num]
   place = np.full(len(table["index"]), -1, np.int32)
   place[rows] = np.arange(num)
   columns: dict[str, list] = {"key": keys[:num]}
   for name, digits in (
+    ("index", None),
     ("cluster", None),
     ("similarity", 3),
     ("second_cluster", None),
     ("margin", 3),
     ("confidence", 3),
-    ("outlier_score", 2),
+    ("outlier_score", 3),
     ("is_outlier", None),
+    ("near_duplicate_group", None),
     ("label", None),
   ):
     if name not in table:
@@ -307,13 +232,37 @@ def _places(lists, place: np.ndarray) -> list[list[int]]:
   ]
 
 
-def _by_rank(lists: dict[str, list[list[int]]]) -> Iterator[int]:
-  """Yields the first of every cluster's list, then the second of every ..."""
-  longest = max(map(len, itertools.chain(*lists.values())), default=0)
-  for rank in range(longest):
-    for rows in itertools.chain(*lists.values()):
-      if len(rows) > rank:
-        yield rows[rank]
+def _neighbors(
+  path: pathlib.Path, rows: np.ndarray, place: np.ndarray
+) -> dict[str, list[list[int]]]:
+  """Returns the neighbours of some images that are on the page themselves.
+
+  Args:
+    path: The table.
+    rows: Of these images.
+    place: Of every row, -1 where it is not shown.
+
+  Returns:
+    For each image its neighbours' places, nearest first, and their distances
+    in hundredths.
+  """
+  column = pq.read_table(path, columns=[_NEIGHBORS])[_NEIGHBORS]
+  found, distances = [], []
+  for of_image in column.take(rows).to_pylist():
+    near = place[of_image["ids"]].tolist() if of_image["ids"] else []
+    known = [
+      (other, round(100 * distance))
+      for other, distance in zip(near, of_image["distances"], strict=True)
+      if other >= 0
+    ]
+    found.append([other for other, _ in known])
+    distances.append([distance for _, distance in known])
+  return {"neighbors": found, "distances": distances}
+
+
+def _count(table, chosen, num_clusters: int) -> list[int]:
+  """Returns how many of the chosen images are in each cluster."""
+  return np.bincount(table["cluster"][chosen], minlength=num_clusters).tolist()
 
 
 def _positions(table, rows) -> dict[str, list[int]]:
@@ -402,8 +351,3 @@ def _rounded(values: Iterable[float | None], digits: int = 3) -> list:
     round(value, digits) if value is not None and np.isfinite(value) else None
     for value in values
   ]
-
-
-def _unique(values: Iterable[int]) -> list[int]:
-  """Returns each value once, where it stands first, without -1."""
-  return [value for value in dict.fromkeys(values) if value >= 0]

@@ -29,7 +29,7 @@ class History(NamedTuple):
 
   config: dict[str, Any]
   lines: list[dict[str, Any]]
-  summary: dict[str, int | float]
+  summary: dict[str, Any]
   finished: bool
   findings: list[dict[str, Any]]
   bad_images: list[list[str]]

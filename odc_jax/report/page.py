@@ -15,7 +15,36 @@ from odc_jax.report.history import History
 from odc_jax.report.pictures import Pictures
 from odc_jax.results import table
 
-_HERE = pathlib.Path(__file__).parent
+_PARTS = pathlib.Path(__file__).parent / "page"
+# Of the script, in the order in which they are put together: they share one
+# scope, and what one of them runs at once uses what stands before it.
+_SCRIPTS = (
+  "base.js",
+  "work.js",
+  "names.js",
+  "tree.js",
+  "route.js",
+  "selection.js",
+  "gallery.js",
+  "sheets.js",
+  "controls.js",
+  "cluster_view.js",
+  "viewer.js",
+  "lists.js",
+  "work_panel.js",
+  "map.js",
+  "map_labels.js",
+  "map_view.js",
+  "map_controls.js",
+  "start.js",
+)
+# Of all images, nearest to the centre of their own cluster.
+_FEW, _MOST = 0.5, 0.85
+_ELSEWHERE = (
+  "image nearer to another cluster",
+  "images nearer to another cluster",
+)
+_DUPLICATES = ("near-duplicate", "near-duplicates")
 # Bad images that are named; the rest are in bad_images.txt.
 _BAD_IMAGES = 20
 
@@ -62,6 +91,7 @@ def render(
   missing: Sequence[str],
   contents: Contents | None,
   pictures: Pictures | None,
+  annotated: dict[str, Any] | None,
 ) -> str:
   """Returns the page.
 
@@ -72,26 +102,30 @@ def render(
     missing: Files with the clusters that are not there.
     contents: The clusters, if they are there.
     pictures: Of the images in `contents`.
+    annotated: Names and marks that were made before, as
+      `results.annotations` reads them.
   """
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_HERE),
+    loader=jinja2.FileSystemLoader(_PARTS),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  script = (_HERE / "page.js").read_text()
+  script = _script()
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   config = history.config
   data = None
-  if contents is not None:
-    of = pictures.of if pictures else [-1] * len(contents.index)
-    data = {
-      **contents.data,
-      "images": {**contents.data["images"], "picture": of},
-    }
+  if contents is not None and pictures is not None:
+    images = {**contents.data["images"], "picture": pictures.of}
+    data = {**contents.data, "images": images, "folder": pictures.folder}
+  verdict, details = _verdict(history, contents)
   return environment.get_template("page.html.jinja").render(
     title=_title(config),
+    heading=_heading(config),
+    verdict=verdict,
+    verdict_details=details,
+    counts=_counts(history, contents),
     facts=_facts(history),
     numbers=_numbers(history.summary),
     evaluations=_evaluations(history.summary),
@@ -105,12 +139,19 @@ def render(
     reference=reference,
     data=data,
     pictures=pictures,
+    annotated=annotated,
     columns=table.COLUMNS,
-    css=(_HERE / "page.css").read_text(),
+    css=(_PARTS / "page.css").read_text(),
     script=script,
     # The browser runs this script and no other, whatever a file is called.
     script_digest=digest,
   )
+
+
+def _script() -> str:
+  """Returns the page's script, which leaves no name behind on the page."""
+  parts = "\n".join((_PARTS / name).read_text() for name in _SCRIPTS)
+  return f'(() => {{\n"use strict";\n{parts}}})();\n'
 
 
 def _title(config: dict[str, Any]) -> str:
@@ -118,6 +159,62 @@ def _title(config: dict[str, Any]) -> str:
     f"{_method(config)} on {_data_set(config)}: "
     f"{config['num_clusters']:,} clusters of {config['num_examples']:,} images"
   )
+
+
+def _heading(config: dict[str, Any]) -> str:
+  return (
+    f"{_data_set(config)}: {config['num_examples']:,} images in "
+    f"{config['num_clusters']:,} clusters"
+  )
+
+
+def _verdict(
+  history: History, contents: Contents | None
+) -> tuple[str, list[str]]:
+  """Returns what is to be thought of the clusters, and why.
+
+  The run's own word, where `summary.json` has one. Otherwise what the clusters
+  say of themselves, which is little: how many images lie where they belong.
+  """
+  if verdict := history.summary.get("verdict"):
+    details = history.summary.get("verdict_details") or []
+    if isinstance(details, str):
+      details = [details]
+    if isinstance(details, dict):
+      details = [f"{name}: {value}" for name, value in details.items()]
+    return str(verdict), [str(detail) for detail in details]
+  if contents is None:
+    return "", []
+  share = f"{contents.agreement:.0%} of the images lie nearest to the centre"
+  if contents.agreement < _FEW:
+    return (
+      f"Not to be relied on: only {share} of their own cluster.",
+      ["The clusters lag behind the network: train longer."],
+    )
+  if contents.agreement < _MOST:
+    return f"To be used with care: {share} of their own cluster.", []
+  return f"Settled: {share} of their own cluster.", []
+
+
+def _counts(
+  history: History, contents: Contents | None
+) -> list[tuple[str, str, str]]:
+  """Returns what there is to be seen: the section, how many, of what."""
+  if contents is None:
+    return []
+  data = contents.data
+  clusters = sum(size > 0 for size in data["clusters"]["size"])
+  found = [
+    ("clusters", clusters, "cluster", "clusters"),
+    ("clusters", data["num_elsewhere"], *_ELSEWHERE),
+    ("duplicates", data["num_duplicates"], *_DUPLICATES),
+    ("outliers", data["num_outliers"], "outlier", "outliers"),
+  ]
+  counts = [("map", f"{data['num_images']:,}", "images")]
+  return counts + [
+    (section, f"{number:,}", one if number == 1 else many)
+    for section, number, one, many in found
+  ]
 
 
 def _method(config: dict[str, Any]) -> str:
@@ -154,7 +251,7 @@ def _facts(history: History) -> dict[str, str]:
   }
 
 
-def _numbers(summary: dict[str, int | float]) -> list[dict[str, str]]:
+def _numbers(summary: dict[str, Any]) -> list[dict[str, str]]:
   """Returns the headline numbers: scalar, name, value, meaning."""
   found = []
   for scalar, (name, text) in _NUMBERS.items():
@@ -171,7 +268,7 @@ def _numbers(summary: dict[str, int | float]) -> list[dict[str, str]]:
   return found
 
 
-def _evaluations(summary: dict[str, int | float]) -> list[tuple[str, str, str]]:
+def _evaluations(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
   """Returns every evaluation: scalar, value, protocol."""
   return [
     (scalar, f"{value:.4f}", scalars.declared(scalar) or "")

@@ -1,9 +1,12 @@
-"""The images of a page, as small as they are shown."""
+"""The images of a page, as large as its size allows."""
 
 import base64
 import concurrent.futures
 import itertools
-from collections.abc import Sequence
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +15,16 @@ from odc_jax.data import sources, thumbnails
 from odc_jax.data.decode import DecodeError
 from odc_jax.errors import UserError
 
-# Pixels on the longer side, by how many pictures are wanted at most.
-SIDES = ((3_000, 96), (8_000, 64))
-LEAST_SIDE = 48
-MAP_SIDE = 40
-# What bounds the page and the time: bytes of it, and how many.
-PICTURE_BYTES = 17_000_000
-PICTURES = 12_000
+# Pixels on the longer side: the first of these with which all fit.
+SIDES = (256, 224, 192, 160, 128, 96)
+# Where not even the last does: of those that come first, and of as many of the
+# others as fit.
+SIDE_OF_OTHERS = 64
+# Of the page, and how many: reading more takes minutes.
+PICTURE_BYTES = 20_000_000
+PICTURES = 16_000
+# Tried for their size.
+_TRIED = 40
 # Read and encoded at a time, so that no more than this is in memory.
 _CHUNK = 256
 _THREADS = 8
@@ -30,52 +36,50 @@ class Pictures(NamedTuple):
   Attributes:
     data: WebP files, base64.
     of: For every image the place of its picture in `data`, or -1.
+    folder: A URL that keys are appended to for the files, relative to the
+      page where it can be; None where the images are no files.
     problem: Why pictures are missing that should be there, or "".
   """
 
   data: list[str]
   of: list[int]
+  folder: str | None
   problem: str
 
 
 def take(
+  workdir: pathlib.Path,
   config: dict[str, Any],
-  keys: Sequence[str],
-  index: np.ndarray,
-  wanted: Sequence[int],
-  on_map_only: Sequence[int],
+  images: dict[str, list],
+  by_worth: Sequence[int],
+  num_first: int,
 ) -> Pictures:
-  """Makes the pictures, until there are enough.
+  """Makes the pictures, as many and as large as fit.
 
   A picture is taken only of an image that still has the name that it had when
   the run was made: the data may have changed meanwhile.
 
   Args:
+    workdir: Where the page is going to be.
     config: As `config.json` holds it.
-    keys: Names of the images.
-    index: Their places in the data set, int64 [m].
-    wanted: Places in `keys`, those that matter most first.
-    on_map_only: Likewise, after those: smaller ones.
+    images: Columns of the images; `key` and `index` are read.
+    by_worth: Their places, those first whose pictures matter most.
+    num_first: How many of these matter more than the others.
   """
-  of = [-1] * len(keys)
+  of = [-1] * len(images["key"])
   data = config["data"]
   try:
     source = sources.make(data["source"], data["split"])
   # What a library says that is not there is no mistake of the user's here.
   except (UserError, OSError, ImportError) as error:
-    return Pictures([], of, f"the data set cannot be opened: {error}")
-  side = next((side for n, side in SIDES if len(wanted) <= n), LEAST_SIDE)
-  tasks = itertools.chain(
-    ((place, side) for place in wanted),
-    ((place, MAP_SIDE) for place in on_map_only),
-  )
-  tasks = itertools.islice(tasks, PICTURES)
+    problem = f"the data set cannot be opened: {error}"
+    return Pictures([], of, None, problem)
 
   def picture(task: tuple[int, int]) -> str | None:
     place, side = task
     try:
-      record = source[int(index[place])]
-      if record["key"] != keys[place]:
+      record = source[images["index"][place]]
+      if record["key"] != images["key"][place]:
         return None
       encoded = thumbnails.encode(record["image"], side)
     except (OSError, IndexError, DecodeError):
@@ -83,24 +87,75 @@ def take(
     return base64.b64encode(encoded).decode()
 
   made: list[str] = []
-  size = unread = 0
+  left = PICTURE_BYTES
+  unread = 0
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    while chunk := list(itertools.islice(tasks, _CHUNK)):
-      for (place, _), encoded in zip(
-        chunk, pool.map(picture, chunk), strict=True
-      ):
+    for tasks, share in _tasks(by_worth, num_first, pool, picture):
+      spare = max(0, left - int(PICTURE_BYTES * share))
+      for place, encoded in _encoded(tasks, pool, picture):
         if encoded is None:
           unread += 1
-        elif size + len(encoded) <= PICTURE_BYTES:
-          size += len(encoded)
-          of[place] = len(made)
-          made.append(encoded)
-      if size > PICTURE_BYTES - 10_000:
-        break
+          continue
+        if left - len(encoded) < spare:
+          break
+        left -= len(encoded)
+        of[place] = len(made)
+        made.append(encoded)
   problem = (
     f"{unread:,} of the images are no longer there under their names, or "
     "cannot be read"
     if unread
     else ""
   )
-  return Pictures(made, of, problem)
+  return Pictures(made, of, _folder(data["source"], workdir), problem)
+
+
+def _tasks(
+  by_worth: Sequence[int], num_first: int, pool, picture
+) -> Iterator[tuple[Iterable[tuple[int, int]], float]]:
+  """Yields (place, side) of many pictures, and what share of the budget is
+  theirs at most."""
+  wanted = by_worth[:PICTURES]
+  tried = np.linspace(0, len(wanted) - 1, min(_TRIED, len(wanted))).astype(int)
+  for side in SIDES:
+    sizes = [
+      len(encoded)
+      for encoded in pool.map(picture, [(wanted[i], side) for i in tried])
+      if encoded is not None
+    ]
+    # A tenth to spare: others may be larger than these.
+    if len(wanted) * np.mean(sizes or [0]) < 0.9 * PICTURE_BYTES:
+      yield ((place, side) for place in wanted), 1.0
+      return
+  first, others = wanted[:num_first], wanted[num_first:]
+  yield ((place, SIDES[-1]) for place in first), 0.7
+  yield ((place, SIDE_OF_OTHERS) for place in others), 1.0
+
+
+def _encoded(
+  tasks: Iterable[tuple[int, int]], pool, picture
+) -> Iterator[tuple[int, str | None]]:
+  """Yields the place of every picture, and the picture."""
+  tasks = iter(tasks)
+  while chunk := list(itertools.islice(tasks, _CHUNK)):
+    for (place, _), encoded in zip(
+      chunk, pool.map(picture, chunk), strict=True
+    ):
+      yield place, encoded
+
+
+def _folder(name: str, workdir: pathlib.Path) -> str | None:
+  """Returns the URL of a folder of images, as seen from the page.
+
+  Relative, so that both can move together, and a page that is passed on names
+  no folders that are nobody's business.
+  """
+  kind, _, path = name.partition(":")
+  if kind != "folder":
+    return None
+  folder = pathlib.Path(path).expanduser().resolve()
+  try:
+    relative = pathlib.Path(os.path.relpath(folder, workdir.resolve()))
+  except ValueError:  # another drive
+    return f"{folder.as_uri()}/"
+  return f"{urllib.parse.quote(relative.as_posix())}/"

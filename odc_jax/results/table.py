@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ COLUMNS = {
   "cluster_size": "images in that cluster",
   "group": "the group of clusters that this one was merged into "
   "(--num_groups), 0 being the largest",
+  "cluster_name": "what somebody has called the cluster (--annotations)",
   "similarity": "cosine of its embedding with the cluster's centroid",
   "second_cluster": "the cluster of the most similar other centroid",
   "margin": "similarity minus that with the second cluster; below zero where "
@@ -109,15 +110,48 @@ def set_groups(
   path: str | os.PathLike[str], groups: Int[np.ndarray, "k"]
 ) -> None:
   """Sets the column `group` of a table to the groups of its clusters."""
+
+  def column(cluster):
+    return pa.array(groups[cluster], pa.int32())
+
+  _set_column(path, "group", column)
+
+
+def set_cluster_names(
+  path: str | os.PathLike[str], names: Mapping[int, str]
+) -> None:
+  """Sets the column `cluster_name` of a table, which goes without any name."""
+
+  def column(cluster):
+    return pa.array([names.get(c) for c in cluster.tolist()], pa.string())
+
+  _set_column(path, "cluster_name", column if names else None)
+
+
+def _set_column(
+  path: str | os.PathLike[str],
+  name: str,
+  column: Callable[[Int[np.ndarray, "n"]], pa.Array] | None,
+) -> None:
+  """Puts a column in its place in a table, or takes it out.
+
+  Args:
+    path: The table.
+    name: Of the column.
+    column: From the clusters of the images to their values; None: it goes.
+  """
   path = pathlib.Path(path)
-  table = pq.read_table(path)
-  column = pa.array(groups[table["cluster"].to_numpy()], pa.int32())
-  if "group" in table.column_names:
-    table = table.drop_columns("group")
-  place = table.column_names.index("cluster_size") + 1
-  table = table.add_column(place, "group", column)
+  rows = pq.read_table(path)
+  if name in rows.column_names:
+    rows = rows.drop_columns(name)
+  elif column is None:
+    return
+  if column is not None:
+    before = list(COLUMNS)[: list(COLUMNS).index(name)]
+    place = sum(other in before for other in rows.column_names)
+    rows = rows.add_column(place, name, column(rows["cluster"].to_numpy()))
   with whole(path) as partial:
-    pq.write_table(table, partial, row_group_size=_ROW_GROUP)
+    pq.write_table(rows, partial, row_group_size=_ROW_GROUP)
 
 
 def _array(name, values, rows, row_of):

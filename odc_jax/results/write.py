@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from odc_jax.files import whole, write_json
 from odc_jax.logs import progress
 from odc_jax.results import (
+  annotations,
   clusters,
   duplicates,
   neighbors,
@@ -163,3 +164,5 @@ def write(
     "clusters": clusters.describe(columns, readable, means),
   }
   write_json(workdir / "clusters.json", summary)
+  if (workdir / annotations.FILE).exists():
+    print(annotations.apply(workdir, workdir / annotations.FILE))

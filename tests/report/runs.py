@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,17 @@ from scipy.cluster import hierarchy
 from configs import odc_digits
 from odc_jax.config import check as config_lib
 from odc_jax.config import store
+from odc_jax.results import table
 
 EPOCHS = 12
+# Of the run whose page is driven in a browser: 8 clusters of 25 images, on 8
+# places of a circle.
+K, N = 8, 200
+HOSTILE = [
+  "<img src=x onerror=alert(1)>.png",
+  "a</script><script>alert(2).png",
+  'z" onmouseover="alert(3).png',
+]
 
 
 def write_images(folder, names, seed=0):
@@ -65,6 +75,19 @@ def write_history(
           "eval/purity_labels": 0.85 - 0.3 * fall,
         }
       file.write(json.dumps(line) + "\n")
+
+
+def _nearest(x, num=10):
+  """Returns (rows, cosines) of the nearest others; of many rows, of any."""
+  n = len(x)
+  num = min(num, n - 1)
+  if n <= 5000:
+    cosine = x @ x.T
+    np.fill_diagonal(cosine, -2)
+    near = np.argsort(-cosine, axis=1, kind="stable")[:, :num]
+    return near, np.take_along_axis(cosine, near, 1)
+  near = (np.arange(n)[:, None] + np.arange(1, num + 1)) % n
+  return near, np.broadcast_to(np.linspace(0.9, 0.5, num), near.shape)
 
 
 def write_clusters(
@@ -138,6 +161,7 @@ def write_clusters(
     "near_duplicate_group": pa.array(duplicate, pa.int32(), mask=duplicate < 0),
     "projection_x": pa.array(projection[:, 0], pa.float32()),
     "projection_y": pa.array(projection[:, 1], pa.float32()),
+    "neighbors": table.neighbors_array(np.arange(n), *_nearest(x)),
   }
   if num_groups:
     cut = hierarchy.cut_tree(np.array(tree), num_groups)[:, 0]
@@ -203,3 +227,41 @@ def write_clusters(
       }
     )
   )
+
+
+def read(path, element="data"):
+  """Returns what the page's script is given."""
+  found = re.search(
+    rf'<script type="application/json" id="{element}">(.*?)</script>',
+    path.read_text(),
+  )
+  return json.loads(found[1])
+
+
+def small_run(tmp_path, labelled=True, num_clusters=5, **options):
+  """Writes a work directory over 60 images in 3 folders; returns both."""
+  folder = tmp_path / "images"
+  keys = [
+    f"{name}/{i:02d}.png" for name in ("cat", "dog", "eel") for i in range(20)
+  ]
+  if not folder.exists():
+    write_images(folder, keys)
+  workdir = tmp_path / "run"
+  write_history(
+    workdir, f"folder:{folder}", num_clusters, len(keys), labelled=labelled
+  )
+  draw = np.random.default_rng(0)
+  # The last cluster may be left empty.
+  clusters = np.arange(60) % options.pop("num_full", num_clusters)
+  embeddings = np.eye(num_clusters, 6)[clusters] + draw.normal(0, 0.2, (60, 6))
+  write_clusters(
+    workdir,
+    options.pop("keys", keys),
+    embeddings,
+    clusters,
+    num_clusters,
+    labels=np.repeat([0, 1, 2], 20) if labelled else None,
+    duplicates=[[3, 4], [10, 11, 12]],
+    **options,
+  )
+  return workdir, folder

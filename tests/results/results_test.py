@@ -93,6 +93,28 @@ def test_twice_is_the_same_and_other_groups_change_nothing_else(
   assert described == first[1] | {"num_groups": 3}
 
 
+def test_names_survive_a_training_that_goes_on(given, tmp_path, capsys):
+  write.write(**given)
+  saved = {
+    "format": "odc_jax annotations",
+    "version": 1,
+    "run": "before",
+    "edited": "2025-01-31T12:00:00.000Z",
+    "names": [{"clusters": [2], "name": "hats"}],
+    "groups": [],
+    "images": [],
+    "central": {"2": ["1.png", "17.png", "21.png", "2.png"]},
+  }
+  (tmp_path / "annotations.json").write_text(json.dumps(saved))
+  write.write(**given)
+  rows, _ = read(tmp_path)
+  # Three of the four images are in cluster 1 now.
+  assert rows["cluster_name"] == [
+    "hats" if cluster == 1 else None for cluster in rows["cluster"]
+  ]
+  assert "1 named or merged cluster" in capsys.readouterr().out
+
+
 def test_clusters_that_lag_behind_the_network_are_told(given, tmp_path):
   write.write(**given)
   assert "lag behind" not in read(tmp_path)[1]["advice"]

@@ -35,7 +35,9 @@ def test_rows_are_the_readable_images_and_neighbours_count_rows(tmp_path):
   path = tmp_path / "clusters.parquet"
   table.write(path, columns(), READABLE)
   found = pq.read_table(path)
-  assert found.column_names == [c for c in table.COLUMNS if c != "group"]
+  assert found.column_names == [
+    c for c in table.COLUMNS if c not in ("group", "cluster_name")
+  ]
   found = found.to_pydict()
   assert found["index"] == [0, 2, 3, 4]
   assert found["key"] == ["0.png", "2.png", "3.png", "4.png"]
@@ -73,9 +75,25 @@ def test_groups_are_set_and_set_again(tmp_path):
   for groups in ([4, 5], [0, 0]):
     table.set_groups(path, np.array(groups))
     found = pq.read_table(path)
-    assert found.column_names == list(table.COLUMNS)
+    assert found.column_names == [
+      c for c in table.COLUMNS if c != "cluster_name"
+    ]
     assert found["group"].to_pylist() == [
       groups[c] for c in before["cluster"].to_pylist()
     ]
     assert found.drop_columns("group") == before
   assert [p.name for p in tmp_path.iterdir()] == ["clusters.parquet"]
+
+
+def test_names_are_set_and_taken_out_again(tmp_path):
+  path = tmp_path / "clusters.parquet"
+  table.write(path, columns(), READABLE)
+  before = pq.read_table(path)
+  table.set_cluster_names(path, {1: "hats"})
+  table.set_groups(path, np.array([4, 5]))
+  table.set_cluster_names(path, {0: "shoes", 1: "hats"})
+  found = pq.read_table(path)
+  assert found.column_names == list(table.COLUMNS)
+  assert found["cluster_name"].to_pylist() == ["hats", "hats", "shoes", "shoes"]
+  table.set_cluster_names(path, {})
+  assert pq.read_table(path).drop_columns("group") == before

@@ -1,0 +1,9 @@
+startControls();
+startLists();
+startMap();
+startViewer();
+startSelection();
+startWorkPanel();
+onChange.push(redrawDialog);
+setGroups(state.g);
+startRoute();
