@@ -38,6 +38,11 @@ class Settings:
   dims: tuple[int, ...] = (96, 192, 384, 768)
   eps: float = 1e-6
 
+  def scaled(self, width: int) -> "Settings":
+    """Returns a network with channels in proportion; 64 for these ones."""
+    dims = tuple(max(1, dim * width // 64) for dim in self.dims)
+    return dataclasses.replace(self, dims=dims)
+
 
 def describe(shapes: Mapping[str, tuple[int, ...]]) -> Settings:
   """Reads a file's architecture off its names and shapes.
@@ -138,7 +143,7 @@ class ConvNeXt(Backbone):
       ]
     )
     self.num_features = s.dims[-1]
-    self.head = nnx.Dict(norm=norm(self.num_features))
+    self.head = nnx.Dict(norm=norm(self.num_features, dtype=jnp.float32))
 
   def __call__(
     self, images: Float[Array, "b h w c"]

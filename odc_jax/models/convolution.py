@@ -199,7 +199,10 @@ def by_channel(
   slices = _slices(x, size, strides, pads, 0.0)
   weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
   return sum(
-    (part * weight for part, weight in zip(slices[1:], weights[1:], strict=True)),
+    (
+      part * weight
+      for part, weight in zip(slices[1:], weights[1:], strict=True)
+    ),
     slices[0] * weights[0],
   )
 
@@ -254,7 +257,9 @@ def _max_pool(x, size, stride, padding):
     # One direction after the other: of 3 + 3 values, rather than of 9.
     pad = (padding, padding)
     x = nnx.max_pool(x, (size, 1), strides=(stride, 1), padding=(pad, (0, 0)))
-    return nnx.max_pool(x, (1, size), strides=(1, stride), padding=((0, 0), pad))
+    return nnx.max_pool(
+      x, (1, size), strides=(1, stride), padding=((0, 0), pad)
+    )
 
   plain = functools.partial(
     _plain_max_pool, size=size, stride=stride, padding=padding

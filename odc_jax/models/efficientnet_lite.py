@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 from odc_jax.errors import UserError
 from odc_jax.models import convolution, norm
 from odc_jax.models.backbone import Backbone
+from odc_jax.models.plain import scaled
 from odc_jax.models.resnet import relu
-from odc_jax.models.stack import scaled
 
 T = TypeVar("T")
 
@@ -129,7 +129,9 @@ def describe(
     for name, shape in shapes.items()
     if (match := re.match(r"blocks\.(\d+\.\d+)\.bn[23]\.weight$", name))
     # The last of a block: its second in the first stage, else its third.
-    and name.endswith("bn2.weight" if match[1].startswith("0.") else "bn3.weight")
+    and name.endswith(
+      "bn2.weight" if match[1].startswith("0.") else "bn3.weight"
+    )
   }
   config = config or {}
   own = str(config.get("architecture", "")).startswith("efficientnet_lite")
@@ -208,7 +210,9 @@ class Block(nnx.Module):
   The first stage has but the last two, and other names for them.
   """
 
-  def __init__(self, inputs: int, stage: Stage, stride: int, conv: Any, bn: Any):
+  def __init__(
+    self, inputs: int, stage: Stage, stride: int, conv: Any, bn: Any
+  ):
     """Creates the layers: `inputs` channels in, `stage.channels` out."""
     wide = inputs * stage.expansion
     outputs = stage.channels

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax.models import convolution, norm, resnet
+from odc_jax.models.backbone import Backbone
 
 # Channels are as published at this width, and proportional to it.
 PUBLISHED_WIDTH = 64
@@ -74,7 +75,7 @@ class MaxPool(nnx.Module):
     return convolution.max_pool(x, self.size, stride=2)
 
 
-class Stack(nnx.Module):
+class Stack(Backbone):
   """Convolutions, each with BatchNorm and ReLU, and poolings between them.
 
   Attributes:

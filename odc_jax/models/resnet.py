@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax.models import convolution, norm
+from odc_jax.models.backbone import Backbone
 
 STEMS = ("imagenet", "small")
 
@@ -156,7 +157,7 @@ class Bottleneck(_Block):
     return relu(y + self.shortcut(x))
 
 
-class ResNet(nnx.Module):
+class ResNet(Backbone):
   """A residual network without its classifier.
 
   Attributes:

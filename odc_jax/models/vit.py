@@ -80,7 +80,8 @@ class Attention(nnx.Module):
     qkv = self.qkv(x)
     if self.partial_bias:
       q, v = self.q_bias[...], self.v_bias[...]
-      qkv += jnp.concatenate([q, jnp.zeros_like(q), v]).astype(x.dtype)
+      bias = jnp.concatenate([q, jnp.zeros_like(q), v])
+      qkv += bias[None, None].astype(x.dtype)
     q, k, v = _heads(qkv, 3, self.heads)
     if rotation is not None:
       q, k = (_rotate(a, rotation, self.prefix) for a in (q, k))
@@ -200,10 +201,8 @@ class ViT(Backbone):
 
     self.cls_token = token(1) if s.class_token else None
     self.reg_token = token(s.registers) if s.registers else None
-    self.pos_embed = None
-    if s.positions != "rope":
-      learnt = math.prod(s.grid) + (s.positions == "all") * s.class_token
-      self.pos_embed = token(learnt)
+    places = math.prod(s.grid) + (s.positions == "all") * s.class_token
+    self.pos_embed = None if s.positions == "rope" else token(places)
     self.patch_embed = nnx.Dict(
       proj=nnx.Conv(
         in_channels,
@@ -312,5 +311,3 @@ class ViT(Backbone):
       x = jnp.concatenate([pooled[n].astype(jnp.float32) for n in names], 1)
     x = x if self.head is None else self.head(x)
     return x.astype(jnp.float32)
-
-

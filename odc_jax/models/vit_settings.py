@@ -12,6 +12,7 @@ from odc_jax.errors import UserError
 # and DINOv3's 7B.
 _HEADS = {1152: 16, 4096: 32}
 
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What tells one vision transformer from another; those of ViT-S/16.
@@ -59,6 +60,16 @@ class Settings:
   eps: float = 1e-6
   pool: str = "token"
   projection: int = 0
+
+  def scaled(self, width: int) -> "Settings":
+    """Returns a network with channels in proportion; 64 for these ones."""
+    dim, hidden, projection = (
+      channels * width // 64
+      for channels in (self.dim, self.hidden, self.projection)
+    )
+    return dataclasses.replace(
+      self, dim=dim, hidden=hidden, projection=projection
+    )
 
   @property
   def prefix(self) -> int:
