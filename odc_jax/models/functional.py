@@ -1,5 +1,6 @@
 """Hides NNX from the train step: a model as two pure functions over dicts."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ class Functional(NamedTuple):
       Python bool. `key` seeds dropout and may be None in evaluation, which
       returns `batch_stats` as they came.
     apply_part: `apply_part(name, params, batch_stats, x) -> outputs`: a
-      submodule alone, in evaluation.
+      submodule or a method alone, such as "head" or "backbone.features", in
+      evaluation.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -75,7 +77,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
 
   def apply_part(name: str, params: Tree, batch_stats: Tree, x: Any) -> Any:
     module = nnx.merge(eval_graph, _from_tree(params), _from_tree(batch_stats))
-    return getattr(module, name)(x)
+    return operator.attrgetter(name)(module)(x)
 
   return Functional(init, apply, apply_part)
 

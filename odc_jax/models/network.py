@@ -1,7 +1,7 @@
 """Backbone, neck and head, put together and built from a config."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +11,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax import errors
-from odc_jax.models import alexnet, heads, plain, resnet, vgg
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from odc_jax.models import backbones, heads
+from odc_jax.models.backbone import Backbone, mean_over_places
+from odc_jax.models.backbones import DTYPES, STACKS
 
 
 class Outputs(NamedTuple):
   """What one forward pass yields of one view, all of it float32.
 
   Attributes:
-    features: the backbone's last map, averaged over space, [b, c].
+    features: the backbone's, [b, c]: most often its last map, averaged over
+      space.
     embeddings: what the neck makes of it, [b, d]; unit rows where the network
       normalises.
     logits: what the head makes of those, [b, k] for each of its clusterings.
@@ -48,7 +49,7 @@ class Network(nnx.Module):
 
   def __init__(
     self,
-    backbone: nnx.Module,
+    backbone: Backbone,
     neck: nnx.Module | None,
     head: nnx.Module | None,
     predictor: nnx.Module | None = None,
@@ -59,8 +60,7 @@ class Network(nnx.Module):
     """Composes the network.
 
     Args:
-      backbone: images [b, h, w, 3] (or as many channels as it was built for)
-        -> list of feature maps [b, h', w', c].
+      backbone: of images [b, h, w, 3], or as many channels as it was built for.
       neck: features [b, c], rngs -> embeddings [b, d]. One whose `flattens` is
         true takes the whole last map instead, [b, c h' w']. None: the features
         are the embeddings.
@@ -111,12 +111,12 @@ class Network(nnx.Module):
 
   def _pooled(self, images):
     """Returns the features, [b, c], and what the neck takes, [b, m]."""
-    last = self.backbone(images)[-1]
-    # In float32: an average over 49 bfloat16 values would be a rough one.
-    features = jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
     if getattr(self.neck, "flattens", False):
+      last = self.backbone(images)[-1]
       # In torch's order, in which its fully connected layers are saved.
-      return features, last.transpose(0, 3, 1, 2).reshape(last.shape[0], -1)
+      flat = last.transpose(0, 3, 1, 2).reshape(last.shape[0], -1)
+      return mean_over_places(last), flat
+    features = self.backbone.features(images)
     return features, features
 
   def _pooled_views(self, images):
@@ -164,9 +164,9 @@ def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 
 
 class Classifier(nnx.Module):
-  """A backbone and one linear layer on its pooled last map."""
+  """A backbone and one linear layer on its features."""
 
-  def __init__(self, backbone: nnx.Module, head: nnx.Module):
+  def __init__(self, backbone: Backbone, head: nnx.Module):
     """Composes the network.
 
     Args:
@@ -186,8 +186,7 @@ class Classifier(nnx.Module):
       rngs: not needed.
     """
     del rngs
-    last = self.backbone(images)[-1]
-    return self.head(jnp.mean(last, axis=(1, 2), dtype=jnp.float32))
+    return self.head(self.backbone.features(images))
 
 
 def build(
@@ -202,8 +201,8 @@ def build(
   """Builds the network that a config describes.
 
   Args:
-    config: section with the keys `name`, `stem`, `width`, `dtype`, `neck` (one
-      of `NECKS`; "nonlinear" if left out), and what that neck reads of
+    config: section with the keys that `backbones.build` reads, `neck` (one of
+      `NECKS`; "nonlinear" if left out), and what that neck reads of
       `neck_hidden`, `embedding_dim`, `dropout`, `neck_bn_momentum` and
       `group_size`. The last is the neck's alone: the official backbone's
       BatchNorm is synchronised. `predictor`, if there is one, is whether there
@@ -224,10 +223,10 @@ def build(
   """
   # To a type checker, each value of a ConfigDict may be anything it can hold.
   section: Any = config
-  backbone = build_backbone(section, rngs, in_channels=in_channels)
+  backbone = backbones.build(section, rngs, in_channels=in_channels)
   dtype = DTYPES[section.dtype]
   kind = section.get("neck", "nonlinear")
-  _check("neck", kind, NECKS)
+  backbones.check_choice("neck", kind, NECKS)
   neck = NECKS[kind](section, backbone, dtype, rngs)
   size = backbone.num_features if neck is None else section.embedding_dim
   if isinstance(num_clusters, int):
@@ -319,85 +318,6 @@ HEADS: dict[str, Callable[..., Any]] = {
 }
 
 
-# The layers of those backbones that have but the one stem, and convolutions
-# whose maps shrink until nothing is left of a small image.
-STACKS: dict[str, plain.Stages] = {
-  "alexnet": alexnet.STAGES,
-  "vgg16": vgg.STAGES,
-}
-
-BACKBONES: dict[str, Callable[..., Any]] = {
-  **resnet.RESNETS,
-  "alexnet": alexnet.AlexNet,
-  "vgg16": vgg.VGG16,
-}
-
-
-def check_image_size(
-  config: ml_collections.ConfigDict, image_size: int
-) -> None:
-  """Raises a UserError where a network cannot take images of a size.
-
-  Args:
-    config: as for `build`.
-    image_size: side of the images.
-  """
-  section: Any = config
-  if section.name not in STACKS:
-    return
-  found, made_for = (
-    plain.last_side(STACKS[section.name], size)
-    for size in (image_size, plain.PUBLISHED_SIZE)
-  )
-  remedy = f"take --config.data.image_size={plain.PUBLISHED_SIZE}"
-  if not found:
-    raise errors.UserError(
-      f"{section.name} leaves nothing of images of data.image_size={image_size}"
-      f"; {remedy}"
-    )
-  if section.get("neck") == "fc" and found != made_for:
-    raise errors.UserError(
-      f"data.image_size={image_size} gives {section.name} a last map of "
-      f"{found} x {found}, but model.neck='fc' takes {made_for} x {made_for}; "
-      f"{remedy}, or another neck"
-    )
-
-
-def build_backbone(
-  config: ml_collections.ConfigDict, rngs: nnx.Rngs, *, in_channels: int = 3
-) -> Any:
-  """Builds the backbone that a config describes.
-
-  Args:
-    config: section with the keys `name`, `stem`, `width` and `dtype`.
-    rngs: source of the initial weights.
-    in_channels: channels of the images; 2 behind a Sobel filter.
-
-  Returns:
-    The backbone, in training mode.
-
-  Raises:
-    UserError: if `name`, `stem` or `dtype` is not one that there is.
-  """
-  section: Any = config
-  _check("name", section.name, BACKBONES)
-  one_stem = section.name in STACKS
-  stems = resnet.STEMS[:1] if one_stem else resnet.STEMS
-  if section.stem not in stems:
-    raise errors.UserError(
-      f"{section.name} has no stem {section.stem!r}; "
-      f"--config.model.stem={' or '.join(stems)}"
-    )
-  _check("dtype", section.dtype, DTYPES)
-  return BACKBONES[section.name](
-    **({} if one_stem else {"stem": section.stem}),
-    width=section.width,
-    in_channels=in_channels,
-    dtype=DTYPES[section.dtype],
-    rngs=rngs,
-  )
-
-
 def build_classifier(
   config: ml_collections.ConfigDict,
   num_classes: int,
@@ -408,7 +328,7 @@ def build_classifier(
   """Builds the backbone that a config describes, with a classifier on it.
 
   Args:
-    config: as for `build_backbone`.
+    config: as for `backbones.build`.
     num_classes: outputs, k.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
@@ -417,16 +337,8 @@ def build_classifier(
     The network, in training mode.
 
   Raises:
-    UserError: as for `build_backbone`.
+    UserError: as for `backbones.build`.
   """
-  backbone = build_backbone(config, rngs, in_channels=in_channels)
+  backbone = backbones.build(config, rngs, in_channels=in_channels)
   head = heads.LinearHead(backbone.num_features, num_classes, rngs=rngs)
   return Classifier(backbone, head)
-
-
-def _check(key: str, value: str, choices: Iterable[str]) -> None:
-  """Raises a UserError that names the choices, if `value` is not among them."""
-  if value not in choices:
-    raise errors.UserError(
-      f"unknown model {key} {value!r}; choose one of {', '.join(choices)}"
-    )

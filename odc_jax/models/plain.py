@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from odc_jax.models import norm, resnet
+from odc_jax.models import convolution, norm, resnet
+from odc_jax.models.backbone import Backbone
 
 # Channels are as published at this width, and proportional to it.
 PUBLISHED_WIDTH = 64
@@ -71,10 +72,10 @@ class MaxPool(nnx.Module):
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """Pools; what no whole window covers at the right and below is lost."""
-    return nnx.max_pool(x, (self.size, self.size), strides=(2, 2))
+    return convolution.max_pool(x, self.size, stride=2)
 
 
-class Stack(nnx.Module):
+class Stack(Backbone):
   """Convolutions, each with BatchNorm and ReLU, and poolings between them.
 
   Attributes:
@@ -116,6 +117,7 @@ class Stack(nnx.Module):
           strides=layer.stride,
           padding=layer.padding,
           kernel_init=_INIT,
+          conv_general_dilated=convolution.convolve,
           dtype=dtype,
           param_dtype=jnp.float32,
           rngs=rngs,

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from odc_jax.models import norm
+from odc_jax.models import convolution, norm
+from odc_jax.models.backbone import Backbone
 
 STEMS = ("imagenet", "small")
 
@@ -56,16 +57,11 @@ def _conv(
     padding=size // 2,
     use_bias=False,
     kernel_init=_KAIMING,
+    conv_general_dilated=convolution.convolve,
     dtype=dtype,
     param_dtype=jnp.float32,
     rngs=rngs,
   )
-
-
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-  """Takes maxima over 3x3 windows at stride 2: [b, h, w, c] -> half h, w."""
-  padding: Any = ((1, 1), (1, 1))  # which Flax takes, but declares as a str
-  return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 class _Block(nnx.Module):
@@ -161,7 +157,7 @@ class Bottleneck(_Block):
     return relu(y + self.shortcut(x))
 
 
-class ResNet(nnx.Module):
+class ResNet(Backbone):
   """A residual network without its classifier.
 
   Attributes:
@@ -232,7 +228,7 @@ class ResNet(nnx.Module):
     x = relu(self.bn1(self.conv1(images)))
     maps = [x]
     if self.stem == "imagenet":
-      x = max_pool(x)
+      x = convolution.max_pool(x, 3, stride=2, padding=1)
     for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
       for block in stage:
         x = block(x)

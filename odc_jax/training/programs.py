@@ -18,8 +18,9 @@ from odc_jax.config import check as config_lib
 from odc_jax.data import augment, loader, resident
 from odc_jax.distributed import compiler
 from odc_jax.errors import UserError
+from odc_jax.models.backbones import check_image_size
 from odc_jax.models.functional import Functional, functional
-from odc_jax.models.network import build, check_image_size
+from odc_jax.models.network import build
 from odc_jax.training import optim
 from odc_jax.training import state as state_lib
 from odc_jax.training.judge import Judgement, make_judge

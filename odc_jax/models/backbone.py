@@ -1,0 +1,37 @@
+"""What all backbones have in common."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Backbone(nnx.Module):
+  """Turns images into feature maps, and these into one vector an image.
+
+  A call takes images [b, h, w, c], as many channels as it was built for, and
+  returns a list of five feature maps [b, h', w', c'] in the compute dtype, from
+  the first layers' to the last.
+
+  Attributes:
+    num_features: length of that vector.
+  """
+
+  num_features: int
+
+  def features(
+    self, images: Float[Array, "b h w c"]
+  ) -> Float[Array, "b {self.num_features}"]:
+    """Returns the features, float32: the last map averaged over its places.
+
+    Args:
+      images: normalised.
+    """
+    return mean_over_places(self(images)[-1])
+
+
+def mean_over_places(
+  x: Float[Array, "b h w c"],
+) -> Float[Array, "b c"]:
+  """Returns a map's averages over space, float32."""
+  # In float32: an average over 49 bfloat16 values would be a rough one.
+  return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
