@@ -266,6 +266,7 @@ class Run:
       resize=self.config.data.eval_resize,
       crop=self.config.data.image_size,
       num_threads=self.config.data.num_threads,
+      interpolation=self.config.data.get("interpolation", "bilinear"),
     )
     with (
       contextlib.closing(batches),

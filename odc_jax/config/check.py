@@ -100,6 +100,18 @@ def clusterings(config: Config) -> tuple[int, ...]:
   return config.num_clusters, *config.get("extra_clusters", ())
 
 
+def training(config: Config) -> str:
+  """Returns which parts are trained: "all" of them, or only the "head".
+
+  Raises:
+    UserError: `model.train` is neither.
+  """
+  found = config.model.get("train", "all")
+  if found not in ("all", "head"):
+    raise UserError(f"unknown model.train {found!r}; choose all or head")
+  return found
+
+
 def steps_per_epoch(config: Config) -> int:
   """Returns the whole batches in the data set."""
   return config.num_examples // config.batch_size

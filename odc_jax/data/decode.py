@@ -19,6 +19,13 @@ AnyImage = bytes | np.ndarray | Image.Image
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 
 
+# Names as timm has them in `pretrained_cfg`.
+INTERPOLATIONS = {
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+}
+
+
 class DecodeError(ValueError):
   """The bytes are no image that can be read; the message says why."""
 
@@ -169,7 +176,7 @@ def fitting_size(
 
 
 def resize_center_crop(
-  image: AnyImage, resize: int, crop: int
+  image: AnyImage, resize: int, crop: int, interpolation: str = "bilinear"
 ) -> UInt8[np.ndarray, "crop crop 3"]:
   """Resizes the short side and cuts out the centre, for evaluation.
 
@@ -177,6 +184,7 @@ def resize_center_crop(
     image: as `decode` takes it, or an image that is open already.
     resize: length of the short side after resizing, in pixels.
     crop: side of the square that is cut out, in pixels; at most `resize`.
+    interpolation: one of `INTERPOLATIONS`, as the network was trained with.
 
   Returns:
     The centre. An image of `resize` by `resize` pixels is not resampled.
@@ -189,7 +197,7 @@ def resize_center_crop(
   """
   if crop > resize:
     raise ValueError(f"crop {crop} is larger than resize {resize}")
-  image = _resize_short_side(image, resize)
+  image = _resize_short_side(image, resize, INTERPOLATIONS[interpolation])
   # Python's round to even, as in torchvision.
   left = round((image.width - crop) / 2)
   top = round((image.height - crop) / 2)
@@ -218,7 +226,11 @@ def resize_squash(
   return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR))
 
 
-def _resize_short_side(image: AnyImage, resize: int) -> Image.Image:
+def _resize_short_side(
+  image: AnyImage,
+  resize: int,
+  filter: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
   """Returns the upright image with a short side of `resize` pixels."""
   image = _open(image)
   orientation = _orientation(image)
@@ -228,7 +240,7 @@ def _resize_short_side(image: AnyImage, resize: int) -> Image.Image:
   box = _scaled_box(image, (width, height), orientation, (0, 0, width, height))
   width = resize * width // short
   height = resize * height // short
-  return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+  return image.resize((width, height), filter, box=box)
 
 
 def _open(image: AnyImage) -> Image.Image:

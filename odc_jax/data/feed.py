@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from odc_jax.data import boxes, decode, loader
 from odc_jax.data.decode import Crop
 from odc_jax.data.loader import Batch
-from odc_jax.data.resident import Cuts, Images
+from odc_jax.data.resident import Cuts, Images, Rows, Taken
 from odc_jax.data.source import Source
 from odc_jax.mesh import padded_rows
 
-# Images with the host, or on the devices.
-Data: TypeAlias = Source | Images
+# Images with the host or on the devices, or features of them on the devices.
+Data: TypeAlias = Source | Images | Rows
 Batches: TypeAlias = grain.DatasetIterator[Batch] | Generator[Batch]
 
 
@@ -35,17 +35,20 @@ def train_batches(data: Data, config: Any, **options: Any) -> Batches:
 
   Returns:
     What `loader.train_batches` does. Of images on the devices "image" is a
-    `Cuts`, and "bad" is empty: it was told when they were read.
+    `Cuts`, of features a `Taken`, and "bad" is empty: it was told when they
+    were read.
 
   Raises:
     UserError: as there.
   """
-  if isinstance(data, Images):
-    return _cuts_to_train(data, config, **options)
+  if isinstance(data, Images | Rows):
+    return _drawn_to_train(data, config, **options)
   return loader.train_batches(data, config, **options)
 
 
-def eval_batches(data: Data, *, num_threads: int, **options: Any) -> Batches:
+def eval_batches(
+  data: Source | Images, *, num_threads: int, **options: Any
+) -> Batches:
   """Starts reading every example once.
 
   Args:
@@ -66,8 +69,8 @@ def eval_batches(data: Data, *, num_threads: int, **options: Any) -> Batches:
   return loader.eval_batches(data, num_threads=num_threads, **options)
 
 
-def _cuts_to_train(
-  images: Images,
+def _drawn_to_train(
+  data: Images | Rows,
   config: Any,
   *,
   batch_size: int,
@@ -84,13 +87,18 @@ def _cuts_to_train(
 
   def draw(step: int) -> Batch:
     start = time.thread_time()
+    n = len(data.labels) if isinstance(data, Rows) else len(data.sizes)
     index = loader.batch_indices(
-      len(images.sizes), batch_size, step, seed, config.sampling, order
+      n, batch_size, step, seed, config.sampling, order
     )[rows]
-    sizes = images.sizes[index]
-    drawn = boxes.random_boxes(seed, step, rows, sizes, crops)
+    if isinstance(data, Rows):
+      image = Taken(data.features, sum(crop.views for crop in crops))
+    else:
+      sizes = data.sizes[index]
+      drawn = boxes.random_boxes(seed, step, rows, sizes, crops)
+      image = _cuts(data, sizes, drawn, [crop.size for crop in crops])
     return {
-      "image": _cuts(images, sizes, drawn, [crop.size for crop in crops]),
+      "image": image,
       "index": index,
       "bad": [],
       "seconds": time.thread_time() - start,

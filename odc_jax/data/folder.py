@@ -1,5 +1,6 @@
 """The images below a folder, and the list of them that a run is held to."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -97,6 +98,13 @@ class Folder:
   def keys(self) -> Sequence[str]:
     """The keys of all records, in their order."""
     return self._keys
+
+  def stamps(self) -> Iterator[str]:
+    """Yields size and time of change of every file, in their order."""
+    for path in self._paths:
+      with contextlib.suppress(OSError):  # gone: reading it will tell
+        found = os.stat(os.path.join(self._base, path))
+        yield f"{found.st_size} {found.st_mtime_ns}"
 
   def __len__(self) -> int:
     return len(self._paths)

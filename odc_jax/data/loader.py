@@ -211,6 +211,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   squash: bool = False,
+  interpolation: str = "bilinear",
 ) -> grain.DatasetIterator[Batch]:
   """Starts reading every example once, in order.
 
@@ -227,6 +228,7 @@ def eval_batches(
     process_count: how many share the global batch.
     squash: instead of cutting out the centre, make all of the resized image a
       square of `crop` pixels, whatever its shape.
+    interpolation: one of `decode.INTERPOLATIONS`; of what is not squashed.
 
   Returns:
     An iterator of {"image": uint8 [b_local, h, w, 3], "index": int32 [b_local],
@@ -249,7 +251,13 @@ def eval_batches(
     )
   num_batches = -(-len(source) // batch_size)
   rows = range(process_index * local, (process_index + 1) * local)
-  pixels = decode.resize_squash if squash else decode.resize_center_crop
+  pixels = (
+    decode.resize_squash
+    if squash
+    else functools.partial(
+      decode.resize_center_crop, interpolation=interpolation
+    )
+  )
   read = _ReadEvalBatch(source, batch_size, rows, resize, crop, pixels)
   batches = grain.MapDataset.range(num_batches).map(read)
   return iter(batches.to_iter_dataset(read_options(num_threads, 2)))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Int8, Shaped, UInt8
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.data import crop, decode, loader
@@ -49,6 +49,40 @@ class Images(NamedTuple):
   labels: Int[np.ndarray, " own"]
   keys: list[str]
   smaller: int
+
+
+class Rows(NamedTuple):
+  """What a frozen backbone makes of n images, on the devices.
+
+  Attributes:
+    features: Rows are padded with zeros.
+    signatures: As `passes.extract` makes them; likewise.
+    labels: Ground truth, -1 where unknown.
+    keys: The names of the images.
+  """
+
+  features: Float[Array, "rows c"]
+  signatures: Int8[Array, "rows s"]
+  labels: Int[np.ndarray, "n"]
+  keys: list[str]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["features"],
+  meta_fields=["num_views"],
+)
+@dataclasses.dataclass(frozen=True)
+class Taken:
+  """The views of a batch that are still to be taken out of resident features.
+
+  Attributes:
+    features: All of them, as `Rows` has them.
+    num_views: How often each image is seen; all views are alike.
+  """
+
+  features: Any
+  num_views: int
 
 
 @functools.partial(
@@ -152,6 +186,23 @@ def views(
     crop.crop_views(images, cuts.sizes, boxes, side)
     for boxes, side in zip(cuts.boxes, cuts.sides, strict=True)
   )
+
+
+def taken(
+  rows: Taken, index: Int[Array, " b"] | Int[Array, "b v"]
+) -> tuple[Float[Array, "b _ c"], ...]:
+  """Inside `jit`: returns the features of a batch, a row for every view.
+
+  Args:
+    rows: Of the batch, on the devices.
+    index: Its images; or the image of every view, each of which then has rows
+      of its own.
+  """
+  if index.ndim == 1:
+    features = take(rows.features, index)
+    return (jnp.repeat(features[:, None], rows.num_views, axis=1),)
+  views = [take(rows.features, index[:, i]) for i in range(index.shape[1])]
+  return (jnp.stack(views, axis=1),)
 
 
 def read(

@@ -21,7 +21,7 @@ from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
 from odc_jax.evals.inputs import Subject, splits
-from odc_jax.passes import extract
+from odc_jax.passes import extract, frozen
 from odc_jax.passes.extract import Features
 from odc_jax.training.programs import Program
 
@@ -111,6 +111,58 @@ class Evaluation:
       self._test_data = images
       smaller += images.smaller
     return smaller
+
+  def freeze(
+    self,
+    params: Any,
+    batch_stats: Any,
+    weights: str,
+    folder: pathlib.Path,
+    advance: Callable[[int], None] = lambda done: None,
+  ) -> None:
+    """Passes all images through the backbone, which no step will change.
+
+    From then on all passes begin with these features.
+
+    Args:
+      params: The network's.
+      batch_stats: Likewise.
+      weights: What tells the backbone's weights from others.
+      folder: Where features are kept, those of each data set in a folder.
+      advance: Is told how many images have been read.
+
+    Raises:
+      StoppedError: If `check` does; the pass then goes on where it was.
+      UserError: Too many images cannot be read.
+    """
+    network = jax.device_put(
+      (params, batch_stats), mesh_lib.replicated(self._mesh)
+    )
+    look = frozen.looker(self._program.forward, network, self._mesh)
+
+    def found(source, split, bad, before):
+      def advance_and_check(done):
+        self.check()
+        advance(before + done)
+
+      name = frozen.digest(source, split, self._config, weights)
+      rows = frozen.features(
+        source,
+        folder / name,
+        self._config,
+        self._mesh,
+        look,
+        met=bad.add,
+        advance=advance_and_check,
+      )
+      bad.exchange(processes.gather)
+      return rows
+
+    split = self._config.data.split
+    self.train_data = found(self._train, split, self.bad_train, 0)
+    if self._test is not None:
+      split, before = self._config.eval.split, len(self._train)
+      self._test_data = found(self._test, split, self.bad_test, before)
 
   def has_labels(self) -> bool:
     """Returns whether there is anything to evaluate against."""
@@ -212,6 +264,8 @@ class Evaluation:
         bad.add(batch.pop("bad"))
         yield batch
 
+    if isinstance(data, resident.Rows):
+      return self._behind_backbone(network, data)
     with extract.reading(data, self._config, self._mesh) as batches:
       found = self._extract(*network, readable(batches), len(source))
     bad.exchange(processes.gather)
@@ -221,6 +275,16 @@ class Evaluation:
         "weights are damaged; go back to an earlier checkpoint or file"
       )
     return found
+
+  def _behind_backbone(self, network, rows: resident.Rows) -> Features:
+    """Returns what the network makes of features of its frozen backbone."""
+    return Features(
+      rows.features,
+      self._program.embed(*network, rows.features),
+      rows.signatures,
+      rows.labels,
+      dict(enumerate(rows.keys)) if processes.is_first() else {},
+    )
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from odc_jax.config import Config
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.interop import hub, names, recognise
+from odc_jax.models import pretrained
 from odc_jax.models.functional import Tree
 
 # What stands beside the stages in a file, and is no part of the backbone.
@@ -145,7 +146,12 @@ def load_into(
       shapes, or with other layers. Says what it seems to hold and how to ask
       for that.
   """
-  arrays = hub.resolve(name).arrays()
+  weights = hub.resolve(name)
+  arrays = weights.arrays()
+  if pretrained.family(arrays):
+    return _whole(
+      name, pretrained.read(arrays, weights.config), params, batch_stats
+    )
   ours = {
     name: names.torch_shape(leaf)
     for name, leaf in names.by_name(params, batch_stats).items()
@@ -180,6 +186,30 @@ def load_into(
     },
   )
   return Loaded(*replaced, tuple(loaded), tuple(remarks))
+
+
+def _whole(source, found, params, batch_stats):
+  """Returns ours with a backbone that is made of a file's own settings."""
+  for ours, theirs in (
+    (params["backbone"], found.params),
+    (batch_stats.get("backbone", {}), found.batch_stats),
+  ):
+    shapes, others = (
+      jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+      for tree in (ours, theirs)
+    )
+    if shapes != others:
+      raise UserError(
+        f"{source} holds a {found.name} of other settings than the config: "
+        "leave model.name and model.settings to the weights, "
+        "--config.model.name=auto"
+      )
+  statistics = dict(batch_stats)
+  if found.batch_stats:
+    statistics["backbone"] = found.batch_stats
+  return Loaded(
+    {**params, "backbone": found.params}, statistics, ("backbone",), ()
+  )
 
 
 def _check_backbone(source, found, wanted):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from odc_jax import labels
+from odc_jax.config import check
 
 
 class Passes(NamedTuple):
@@ -66,6 +67,13 @@ class Method:
     SPARED: Signs of `logs.health` that mean nothing for this method.
     AUTO: Config key -> (config, num_examples) -> (whole number, reason): sizes
       of the method's own that follow from the data where they are "auto".
+    clusterings: config -> k of every clustering that the head has.
+    partners: (config, state, index, key) -> another image for each of a batch,
+      int32 [b], which becomes its second view. Only where the backbone is
+      frozen. None: views are of the image itself.
+    teacher_momentum: config -> m of teacher <- m teacher + (1 - m) student,
+      after every step. `views` then has `student` and `teacher`. None: there
+      is no teacher.
     prepare: params -> params, before the forward pass of every step.
     recluster_due: (config, step) -> whether to re-cluster before this step; on
       the host.
@@ -97,6 +105,9 @@ class Method:
   AUTO: Mapping[str, Callable[..., tuple[int, str]]] = dataclasses.field(
     default_factory=dict
   )
+  clusterings: Callable[..., tuple[int, ...]] = check.clusterings
+  partners: Callable[..., Array] | None = None
+  teacher_momentum: Callable[..., float] | None = None
   prepare: Callable[[Any], Any] = lambda params: params
   recluster_due: Callable[..., bool] = lambda config, step: False
   recluster: Callable[..., Any] | None = None

@@ -351,6 +351,11 @@ def _count(
   return jnp.sum(same & counts[:, None, None], axis=0, dtype=jnp.int32)
 
 
+def clusterings(config: Config) -> tuple[int, ...]:
+  """Returns k of every head."""
+  return (config.num_clusters,) * config.temi.num_heads
+
+
 METHOD = Method(
   NAME="TEMI",
   init=init,
@@ -358,6 +363,31 @@ METHOD = Method(
   loss=loss,
   after_step=after_step,
   HEAD="clusterers",
+  KEYS=(
+    *(
+      f"temi.{name}"
+      for name in (
+        "num_heads",
+        "num_neighbors",
+        "objective",
+        "weights",
+        "beta",
+        "prior_momentum",
+        "student_temperature",
+        "teacher_temperature",
+        "teacher_temperature_epochs",
+        "teacher_momentum",
+      )
+    ),
+    "model.head_layers",
+    "model.head_hidden",
+    "model.head_bottleneck",
+  ),
+  # The loss is an information, not the loss of a classifier.
+  SPARED=("chance",),
+  clusterings=clusterings,
+  partners=partners,
+  teacher_momentum=teacher_momentum,
   recluster_due=recluster_due,
   recluster=recluster,
   clusters=clusters,

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax import errors
-from odc_jax.models import backbones, heads
+from odc_jax.models import backbones, cluster_heads, heads
 from odc_jax.models.backbone import Backbone, mean_over_places
 from odc_jax.models.backbones import DTYPES, STACKS
 
@@ -86,6 +86,7 @@ class Network(nnx.Module):
     Args:
       images: normalised, [b, h, w, c], c as the backbone was built for; or,
         in training, a tuple of [b, v, h, w, c]: views of one or several sizes.
+        Features [b, c], or views of them [b, v, c], pass the backbone by.
       rngs: source of the dropout mask; not needed in evaluation.
 
     Returns:
@@ -111,6 +112,8 @@ class Network(nnx.Module):
 
   def _pooled(self, images):
     """Returns the features, [b, c], and what the neck takes, [b, m]."""
+    if images.ndim == 2:
+      return images, images
     if getattr(self.neck, "flattens", False):
       last = self.backbone(images)[-1]
       # In torch's order, in which its fully connected layers are saved.
@@ -210,8 +213,9 @@ def build(
     num_clusters: outputs of the head, k, of every clustering.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
-    head: one of `HEADS`, as the method wants it. All but "linear" see unit
-      embeddings.
+    head: one of `HEADS`, as the method wants it. All but "linear" and
+      "clusterers" see unit embeddings. The latter reads `head_layers`,
+      `head_hidden` and `head_bottleneck`.
     views_together: as for `Network`.
 
   Returns:
@@ -240,9 +244,9 @@ def build(
   return Network(
     backbone,
     neck,
-    make_head(kind, size, num_clusters, dtype, rngs),
+    make_head(section, size, num_clusters, dtype, rngs),
     predictor,
-    unit=head != "linear",
+    unit=head not in ("linear", "clusterers"),
     views_together=views_together,
   )
 
@@ -297,14 +301,27 @@ NECKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _linear_heads(neck, size, num_clusters, dtype, rngs):
+def _linear_heads(section, size, num_clusters, dtype, rngs):
   # The last ReLU of fully connected layers is behind the embeddings.
+  behind = section.get("neck", "nonlinear") == "fc"
   return heads.LinearHeads(
-    size, num_clusters, relu=neck == "fc", dtype=dtype, rngs=rngs
+    size, num_clusters, relu=behind, dtype=dtype, rngs=rngs
   )
 
 
-# What makes logits of embeddings: (name of the neck, d, every k, dtype, rngs)
+def _clusterers(section, size, num_clusters, dtype, rngs):
+  return cluster_heads.ClusterHeads(
+    size,
+    num_clusters[0],
+    num_heads=len(num_clusters),
+    hidden=(section.head_hidden,) * section.head_layers,
+    bottleneck=section.head_bottleneck,
+    dtype=dtype,
+    rngs=rngs,
+  )
+
+
+# What makes logits of embeddings: (section `model`, d, every k, dtype, rngs)
 # -> module, or None where the method does without.
 HEADS: dict[str, Callable[..., Any]] = {
   "linear": _linear_heads,
@@ -314,6 +331,7 @@ HEADS: dict[str, Callable[..., Any]] = {
   "centers": lambda _, size, ks, dtype, rngs: heads.Centers(
     size, ks, rngs=rngs
   ),
+  "clusterers": _clusterers,
   "none": lambda *_: None,
 }
 

@@ -126,7 +126,11 @@ def _pixels(images, index):
 
 @contextlib.contextmanager
 def reading(
-  data: feed.Data, config: Config, mesh: Mesh, *, squash: bool = False
+  data: feed.Source | feed.Images,
+  config: Config,
+  mesh: Mesh,
+  *,
+  squash: bool = False,
 ) -> Iterator[Iterator[dict[str, Any]]]:
   """Encloses a pass over a data set: every image once, by centre crops.
 
@@ -146,6 +150,7 @@ def reading(
     resize=config.data.eval_resize,
     crop=config.data.image_size,
     num_threads=config.data.num_threads,
+    interpolation=config.data.get("interpolation", "bilinear"),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **({"squash": True} if squash else {}),

@@ -27,6 +27,9 @@ from odc_jax.training.judge import Judgement, make_judge
 from odc_jax.training.state import TrainState
 from odc_jax.training.step import make_step
 
+# `model.train` -> the parts of the network that no step changes.
+FROZEN = {"all": (), "head": ("backbone",)}
+
 
 class Program(NamedTuple):
   """The compiled side of an experiment on a mesh.
@@ -44,6 +47,8 @@ class Program(NamedTuple):
     renew: (state, step) -> state, jitted: the method's `FRESH` parts of the
       network, and what the optimizer knows of them, start anew.
     judge: See `make_judge`, jitted.
+    embed: (params, batch_stats, features [rows, c]) -> embeddings [rows, d] in
+      evaluation mode, jitted; rows are split over the devices.
     shapes: The state as `jax.eval_shape` gives it.
     shardings: Where every leaf of the state lies.
     outputs: The shapes of what `forward` makes of one image.
@@ -58,6 +63,7 @@ class Program(NamedTuple):
   observe: Callable[..., tuple[Any, Array]]
   renew: Callable[[TrainState, Any], TrainState]
   judge: Callable[..., "Judgement"]
+  embed: Callable[..., Array]
   shapes: TrainState
   shardings: TrainState
   outputs: Any
@@ -84,7 +90,7 @@ def assemble(
   network = functional(
     lambda rngs: build(
       config.model,
-      config_lib.clusterings(config),
+      method.clusterings(config),
       rngs,
       in_channels=2 if config.augment.sobel else 3,
       head=method.HEAD,
@@ -92,15 +98,18 @@ def assemble(
     )
   )
   steps_per_epoch = config_lib.steps_per_epoch(config)
+  frozen = FROZEN[config_lib.training(config)]
   optimizer = optim.make(config.optimizer, steps_per_epoch)
   init = state_lib.init_function(
-    config, method, network, optimizer, config.num_examples
+    config, method, network, optimizer, config.num_examples, frozen
   )
   shapes = jax.eval_shape(init)
   shardings = state_lib.shardings(shapes, mesh)
   _check_rows(shapes, shardings, mesh.size)
 
   def augmentation(key, images, index):
+    if isinstance(images, resident.Taken):
+      return resident.taken(images, index)
     if isinstance(images, resident.Cuts):
       images = resident.views(images, index)
     return augment.augment_views(config.augment, key, images, index)
@@ -108,6 +117,11 @@ def assemble(
   def forward(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
     return network.apply(params, batch_stats, images, None, train=False)[0]
+
+  def embed(params, batch_stats, features):
+    return network.apply(params, batch_stats, features, None, train=False)[
+      0
+    ].embeddings
 
   def maps(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
@@ -121,7 +135,7 @@ def assemble(
     return network.apply_part("head", params, statistics, embeddings)
 
   step = jax.jit(
-    make_step(config, method, network, optimizer, augmentation),
+    make_step(config, method, network, optimizer, augmentation, frozen),
     donate_argnums=0,
     in_shardings=(shardings, mesh_lib.rows(mesh)),
     out_shardings=(shardings, None, None),
@@ -150,7 +164,7 @@ def assemble(
       compiler_options=compiler.compiler_options(mesh),
     ),
     jax.jit(
-      state_lib.renewal(network, optimizer, method.FRESH),
+      state_lib.renewal(network, optimizer, method.FRESH, frozen),
       donate_argnums=0,
       out_shardings=shardings,
     ),
@@ -158,6 +172,7 @@ def assemble(
       make_judge(config, method, head),
       out_shardings=mesh_lib.replicated(mesh),
     ),
+    jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
     shapes,
     shardings,
     jax.eval_shape(forward, shapes.params, shapes.batch_stats, image),

@@ -26,6 +26,8 @@ class TrainState(NamedTuple):
     key: Seeds augmentation and dropout; steps fold into it.
     restarts: How often the run went back for another order of the data; 0
       unless `on_nan` is "rollback".
+    teacher: A slower copy of the parameters that are trained, which the method
+      compares with; None where it has none.
   """
 
   step: Int[Array, ""]
@@ -35,6 +37,17 @@ class TrainState(NamedTuple):
   method: Any
   key: Key[Array, ""]
   restarts: Int[Array, ""]
+  teacher: Any = None
+
+
+def trained(params: Any, frozen: Collection[str]) -> Any:
+  """Returns the parameters that steps change.
+
+  Args:
+    params: Of the network, by its parts.
+    frozen: The parts that stay as they are.
+  """
+  return {name: part for name, part in params.items() if name not in frozen}
 
 
 def init_function(
@@ -43,21 +56,35 @@ def init_function(
   network: Functional,
   optimizer: optax.GradientTransformation,
   num_examples: int,
+  frozen: Collection[str] = (),
 ):
-  """Returns `() -> TrainState`, to be run under `jit` or `eval_shape`."""
+  """Returns `() -> TrainState`, to be run under `jit` or `eval_shape`.
+
+  Args:
+    config: The experiment.
+    method: One of `METHODS`.
+    network: The model as pure functions.
+    optimizer: An optax transform.
+    num_examples: Images in the data set.
+    frozen: Parts of the network that no step changes.
+  """
 
   def init() -> TrainState:
     key = jax.random.key(config.seed)
     network_key, method_key, train_key = jax.random.split(key, 3)
     params, batch_stats = network.init(network_key)
+    teacher = None
+    if method.teacher_momentum is not None:
+      teacher = jax.tree.map(jnp.copy, trained(params, frozen))
     return TrainState(
       step=jnp.int32(0),
       params=params,
       batch_stats=batch_stats,
-      opt_state=optimizer.init(params),
+      opt_state=optimizer.init(trained(params, frozen)),
       method=method.init(config, num_examples, method_key),
       key=train_key,
       restarts=jnp.int32(0),
+      teacher=teacher,
     )
 
   return init
@@ -67,6 +94,7 @@ def renewal(
   network: Functional,
   optimizer: optax.GradientTransformation,
   parts: Collection[str],
+  frozen: Collection[str] = (),
 ):
   """Returns `(state, step) -> state`, to be run under `jit`.
 
@@ -77,6 +105,7 @@ def renewal(
     network: The model as pure functions.
     optimizer: An optax transform.
     parts: Top-level keys of the parameters.
+    frozen: Those that no step changes.
   """
 
   def renew(state: TrainState, step: Int[Array, ""]) -> TrainState:
@@ -91,7 +120,7 @@ def renewal(
       return new if any(name in parts for name in names) else old
 
     opt_state = jax.tree_util.tree_map_with_path(
-      of, state.opt_state, optimizer.init(params)
+      of, state.opt_state, optimizer.init(trained(params, frozen))
     )
     return state._replace(params=params, opt_state=opt_state)
 

@@ -1,6 +1,7 @@
 """The train step: one function, jitted in `programs`; methods fill it in."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,20 @@ from jaxtyping import Array, Float
 from odc_jax.clustering import spherical
 from odc_jax.config import Config
 from odc_jax.models.functional import Functional
+from odc_jax.training import state as state_lib
 from odc_jax.training.state import TrainState
+
+
+class Views(NamedTuple):
+  """Outputs of every view of a batch, where a method has a teacher.
+
+  Attributes:
+    student: By the network that is trained.
+    teacher: By its slower copy.
+  """
+
+  student: tuple[Any, ...]
+  teacher: tuple[Any, ...]
 
 
 def embedding_std(embeddings: Float[Array, "b d"]) -> Float[Array, ""]:
@@ -39,6 +53,7 @@ def make_step(
   network: Functional,
   optimizer: optax.GradientTransformation,
   augmentation: Any,
+  frozen: Collection[str] = (),
 ):
   """Returns `step(state, batch) -> (state, scalars, finite)`, to be jitted.
 
@@ -48,18 +63,39 @@ def make_step(
     network: The model as pure functions.
     optimizer: An optax transform.
     augmentation: (key, images, index) -> a tuple of float32 views,
-      [b, v, h, w, c].
+      [b, v, h, w, c]; of a frozen backbone their features, [b, v, c].
+    frozen: Parts of the network that no step changes.
   """
 
   def step(state: TrainState, batch: dict[str, Any]):
     key = jax.random.fold_in(state.key, state.step)
     augment_key, network_key = jax.random.split(key)
-    images = augmentation(augment_key, batch["image"], batch["index"])
-
-    def loss_function(params):
-      views, batch_stats = network.apply(
-        params, state.batch_stats, images, network_key, train=True
+    index = batch["index"]
+    if method.partners is not None:
+      partners = method.partners(config, state.method, index, augment_key)
+      index = jnp.stack([index, partners], axis=1)
+    images = augmentation(augment_key, batch["image"], index)
+    params = method.prepare(state.params)
+    slower = None
+    if state.teacher is not None:
+      slower, _ = network.apply(
+        {**params, **state.teacher},
+        state.batch_stats,
+        images,
+        network_key,
+        train=True,
       )
+
+    def loss_function(trained):
+      views, batch_stats = network.apply(
+        {**params, **trained},
+        state.batch_stats,
+        images,
+        network_key,
+        train=True,
+      )
+      if slower is not None:
+        views = Views(views, jax.lax.stop_gradient(slower))
       targets = method.targets(
         config, state.method, jax.lax.stop_gradient(views), batch, state.step
       )
@@ -67,23 +103,32 @@ def make_step(
       loss, aux = method.loss(config, views, targets, state.method)
       return loss, (views, targets, batch_stats, aux)
 
-    params = method.prepare(state.params)
+    trained = state_lib.trained(params, frozen)
     (loss, (views, targets, batch_stats, aux)), gradients = jax.value_and_grad(
       loss_function, has_aux=True
-    )(params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    )(trained)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    teacher = state.teacher
+    if teacher is not None:
+      m = method.teacher_momentum(config)
+      teacher = jax.tree.map(
+        lambda slow, new: m * slow + (1 - m) * new, teacher, trained
+      )
     method_state, method_aux = method.after_step(
       config, state.method, views, targets, batch, state.step
     )
-    embeddings = views[0].embeddings
+    student = views.student if isinstance(views, Views) else views
+    embeddings = student[0].embeddings
     new_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(params, updates),
+      params={**params, **trained},
       batch_stats=batch_stats,
       opt_state=opt_state,
       method=method_state,
       key=state.key,
       restarts=state.restarts,
+      teacher=teacher,
     )
     finite = {
       "the loss": jnp.isfinite(loss),

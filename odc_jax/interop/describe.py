@@ -1,0 +1,95 @@
+"""What a config leaves to the weights: the network, and how it wants images."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from odc_jax.config import Config
+from odc_jax.config.auto import AUTO
+from odc_jax.errors import UserError
+from odc_jax.interop import hub
+from odc_jax.models import pretrained
+
+
+def fill(config: Config) -> tuple[Config, list[str]]:
+  """Replaces "auto" by what the weights of `model.weights` say.
+
+  Args:
+    config: An experiment. These may be "auto": `model.name`,
+      `data.image_size`, `data.eval_resize`, `data.interpolation`,
+      `augment.mean`, `augment.std`.
+
+  Returns:
+    A copy without those, and lines that say what the network is.
+
+  Raises:
+    UserError: The weights are not there; or they do not say, and the config
+      does not either.
+  """
+  wanted = [
+    name
+    for name in (
+      "model.name",
+      "data.image_size",
+      "data.eval_resize",
+      "data.interpolation",
+      "augment.mean",
+      "augment.std",
+    )
+    if _value(config, name) == AUTO
+  ]
+  if not wanted:
+    return config, []
+  if not config.model.weights:
+    raise UserError(
+      f"{wanted[0]} is auto, which follows from the weights, and there are "
+      "none: --config.model.weights=NAME"
+    )
+  weights = hub.resolve(config.model.weights)
+  config = ConfigDict(config).copy_and_resolve_references()
+  found = _found(weights, wanted)
+  with config.unlocked(), config.ignore_type():
+    for name in wanted:
+      section, key = name.split(".")
+      config[section][key] = found[name]
+    if "model.settings" in found:
+      config.model.settings = found["model.settings"]
+  lines = [f"{found.get('model.name', config.model.name)} from {weights.name}"]
+  if weights.trained_on:
+    lines[0] += f", trained on {weights.trained_on}"
+  if weights.licence:
+    lines[0] += f"; licence {weights.licence}"
+  return config, lines
+
+
+def _found(weights: hub.Weights, wanted) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  if "model.name" in wanted:
+    arrays = weights.arrays()
+    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    name, settings = pretrained.describe(shapes, weights.config)
+    found |= {"model.name": name, "model.settings": settings}
+  known = weights.preprocessing
+  if known is not None:
+    size = known.image_size
+    found |= {
+      "data.image_size": size,
+      # As timm does it, which rounds down.
+      "data.eval_resize": int(size / known.crop_fraction),
+      "data.interpolation": known.interpolation,
+      "augment.mean": known.mean,
+      "augment.std": known.std,
+    }
+  for name in wanted:
+    if name not in found:
+      raise UserError(
+        f"{weights.name} does not say what {name} is to be; set it: "
+        f"--config.{name}=..."
+      )
+  return found
+
+
+def _value(config: Config, name: str) -> Any:
+  section, key = name.split(".")
+  return config[section].get(key)

@@ -1,0 +1,231 @@
+"""Features of a frozen backbone: one pass over the images, kept on disk.
+
+A folder holds them beside what else is known of every image, under a name that
+follows from the images, the weights and the preprocessing: the next experiment
+on the same images finds them there. A pass that was killed goes on from its
+last note of what is whole.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from odc_jax import mesh as mesh_lib
+from odc_jax.config import Config
+from odc_jax.data import resident
+from odc_jax.data.bad_images import BadImage
+from odc_jax.data.source import Source
+from odc_jax.data.subset import Subset
+from odc_jax.distributed import compiler, processes
+from odc_jax.files import write_json
+from odc_jax.passes import extract
+
+# Seconds between two notes: what a kill costs at most.
+_NOTE_SECONDS = 5.0
+
+_NOTE = "done.json"
+_KEYS = "keys.txt"
+
+# How images are made into what the backbone sees.
+_PREPROCESSING = (
+  "data.image_size",
+  "data.eval_resize",
+  "data.interpolation",
+  "augment.mean",
+  "augment.std",
+  "augment.sobel",
+  "model.name",
+  "model.settings",
+  "model.dtype",
+)
+
+
+def digest(source: Source, split: str, config: Config, weights: str) -> str:
+  """Returns a name for the features of a data set, in hexadecimal.
+
+  Args:
+    source: The images; of files, sizes and times of change are looked at.
+    split: Which part of the data set they are.
+    config: A resolved experiment.
+    weights: What tells the backbone's weights from others.
+  """
+  found = hashlib.sha256()
+  facts = [config.data.source.partition(":")[0], split, len(source), weights]
+  if not hasattr(source, "stamps"):
+    facts.append(config.data.source)
+  for name in _PREPROCESSING:
+    section, key = name.split(".")
+    value = config[section].get(key)
+    facts.append(json.loads(json.dumps(value, default=dict)))
+  found.update(json.dumps(facts, sort_keys=True).encode())
+  stamps = source.stamps() if hasattr(source, "stamps") else ()
+  for key in source.keys or ():
+    found.update(f"{key}\n".encode())
+  for stamp in stamps:
+    found.update(f"{stamp}\n".encode())
+  return found.hexdigest()[:16]
+
+
+def features(
+  source: Source,
+  folder: pathlib.Path,
+  config: Config,
+  mesh: Mesh,
+  look: Callable[..., Any],
+  *,
+  met: Callable[[list[BadImage]], None],
+  advance: Callable[[int], None],
+) -> resident.Rows:
+  """Returns the features of all images, computed or found.
+
+  All processes have to call; the first one writes.
+
+  Args:
+    source: The data set.
+    folder: Where they are kept; `digest` gives its name.
+    config: A resolved experiment.
+    mesh: The devices.
+    look: uint8 images [b, h, w, 3] on the devices -> features [b, c] and
+      signatures [b, s], on every device.
+    met: Is told of the images that cannot be read.
+    advance: Is told how many images are done; may raise `StoppedError`, after
+      which the pass goes on where it was.
+
+  Raises:
+    UserError: As `met`.
+  """
+  done, bad = processes.gather(_note(folder))[0]
+  met([BadImage(*image) for image in bad])
+  n = len(source)
+  if done < n:
+    _pass(source, folder, config, mesh, look, done, bad, met, advance)
+  processes.gather(None)  # until the first process has written all of it
+  kept = {
+    name: np.load(folder / f"{name}.npy", mmap_mode="r")
+    for name in ("features", "signatures", "labels")
+  }
+  keys = (folder / _KEYS).read_text().split("\n")[:n]
+  return resident.Rows(
+    resident.place(kept["features"], mesh),
+    resident.place(kept["signatures"], mesh),
+    np.array(kept["labels"]),
+    keys,
+  )
+
+
+def looker(forward: Callable[..., Any], network: Any, mesh: Mesh):
+  """Returns what `features` takes as `look`.
+
+  Args:
+    forward: (params, batch_stats, uint8 images) -> outputs in evaluation mode.
+    network: The parameters and batch statistics.
+    mesh: The devices.
+  """
+
+  @functools.partial(jax.jit, compiler_options=compiler.compiler_options(mesh))
+  def look(network, images):
+    found = forward(*network, images).features
+    return mesh_lib.replicate((found, extract.signature(images)))
+
+  return lambda images: look(network, images)
+
+
+def _note(folder: pathlib.Path) -> tuple[int, list]:
+  """Returns how many rows are whole, and which images cannot be read."""
+  with contextlib.suppress(OSError, ValueError, LookupError):
+    note = json.loads((folder / _NOTE).read_text())
+    return note["rows"], note["bad"]
+  return 0, []
+
+
+def _pass(source, folder, config, mesh, look, done, bad, met, advance):
+  """Passes over the images from number `done` on."""
+  writer = None
+  if processes.is_first():
+    writer = _Writer(folder, len(source), done, bad)
+  first = done
+  rest = Subset(source, np.arange(first, len(source)))
+  with contextlib.ExitStack() as stack:
+    if writer is not None:
+      stack.callback(writer.close)
+    batches = stack.enter_context(extract.reading(rest, config, mesh))
+    for batch in batches:
+      advance(done)
+      found = [
+        image._replace(index=image.index + first) for image in batch.pop("bad")
+      ]
+      met(found)
+      arrays = look(processes.to_devices(batch["image"], mesh))
+      whole = processes.gather(
+        [batch["label"].tolist(), batch["key"], [list(b) for b in found]]
+      )
+      labels = np.concatenate([np.array(p[0], np.int32) for p in whole])
+      keys = [key for part in whole for key in part[1]]
+      count = min(len(labels), len(source) - done)
+      if writer is not None:
+        writer.add(
+          [np.asarray(array)[:count] for array in arrays],
+          labels[:count],
+          keys[:count],
+          [image for part in whole for image in part[2]],
+        )
+      done += count
+
+
+class _Writer:
+  """Writes rows in order, and from time to time a note of what is whole."""
+
+  def __init__(self, folder: pathlib.Path, n: int, done: int, bad: list):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._folder, self._n, self._done = folder, n, done
+    self._bad = [list(image) for image in bad]
+    self._arrays: dict[str, Any] = {}
+    self._noted = time.monotonic()
+    path = folder / _KEYS
+    keys = path.read_text().split("\n")[:done] if done else []
+    path.write_text("".join(f"{key}\n" for key in keys))
+    self._keys = path.open("a")
+
+  def add(self, arrays, labels, keys, bad):
+    """Writes the rows that follow."""
+    features, signatures = arrays
+    rows = {"features": features, "signatures": signatures, "labels": labels}
+    end = self._done + len(labels)
+    for name, part in rows.items():
+      if name not in self._arrays:
+        self._arrays[name] = np.lib.format.open_memmap(
+          self._folder / f"{name}.npy",
+          "r+" if self._done else "w+",
+          part.dtype,
+          (self._n, *part.shape[1:]),
+        )
+      self._arrays[name][self._done : end] = part
+    self._keys.write("".join(f"{key}\n" for key in keys))
+    self._bad += bad
+    self._done = end
+    if time.monotonic() - self._noted > _NOTE_SECONDS:
+      self.note()
+
+  def note(self):
+    """Notes that all rows so far are on disk."""
+    for array in self._arrays.values():
+      array.flush()
+    self._keys.flush()
+    note = {"rows": self._done, "bad": self._bad}
+    write_json(self._folder / _NOTE, note)
+    self._noted = time.monotonic()
+
+  def close(self):
+    """Notes what there is, also where a signal or an error ends the pass."""
+    if self._arrays:
+      self.note()
+    self._keys.close()
