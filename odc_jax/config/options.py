@@ -200,7 +200,7 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
       raise UserError(
         f"{name}={values[name]!r} does nothing with "
         + " and ".join(f"{key}={values.get(key)!r}" for key in reasons)
-        + f": leave it out, or set --config.{reasons[0]} too"
+        + f": leave it out, or change --config.{reasons[0]}"
       )
   if lacking := known - {*values, *does_nothing}:
     raise UserError(

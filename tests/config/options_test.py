@@ -38,7 +38,7 @@ def changed(module, values):
       odc_digits,
       {"augment.blur_sigma": (0.1, 1.0)},
       r"augment\.blur_sigma=\(0\.1, 1\.0\) does nothing with augment\.blur="
-      r"0\.0: leave it out, or set --config\.augment\.blur too",
+      r"0\.0: leave it out, or change --config\.augment\.blur$",
     ),
     (odc_digits, {"optimizer.num_epochs": 9}, "optimizer.schedule='step'"),
     (
