@@ -175,6 +175,7 @@ LOOP = (
   "checkpoint_every_epochs",
   "keep_checkpoints",
   "on_nan",
+  "data.resident",
   "data.source",
   "data.split",
   "eval.evaluators",

@@ -206,7 +206,7 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
       raise UserError(
         f"{name}={values[name]!r} does nothing with "
         + " and ".join(f"{key}={values.get(key)!r}" for key in reasons)
-        + f": leave it out, or set --config.{reasons[0]} too"
+        + f": leave it out, or change --config.{reasons[0]}"
       )
   if lacking := known - {*values, *does_nothing}:
     raise UserError(
@@ -232,22 +232,22 @@ def idle(values: Values, method: Any = None) -> dict[str, tuple[str, ...]]:
   return found
 
 
-def differences(old: Values, new: Values) -> list[str]:
-  """Returns the names whose values differ.
+def differences(old: Values, new: Values) -> Iterator[tuple[str, Any, Any]]:
+  """Yields each key that two experiments disagree on, and its two values.
 
-  A key that does nothing makes no difference where one of the two has left it
-  out: earlier versions' configs held some.
+  Earlier versions' configs held some keys that do nothing, and lacked some that
+  came later. Left out, the former make no difference, and the latter have the
+  value that stands for what was done then.
 
   Args:
     old: Dotted name -> value.
-    new: Likewise.
+    new: Dotted name -> value.
   """
   does_nothing = idle(old).keys() - new.keys() | idle(new).keys() - old.keys()
-  return sorted(
-    name
-    for name in {*old, *new} - does_nothing
-    if old.get(name) != new.get(name)
-  )
+  for name in sorted({*old, *new} - does_nothing):
+    was, now = (values.get(name, _DEFAULTS.get(name)) for values in (old, new))
+    if was != now:
+      yield name, was, now
 
 
 def flat(node: Any, name: str = "") -> dict[str, Any]:

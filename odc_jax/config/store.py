@@ -72,8 +72,8 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
       for each in (identity(old), identity(new))
     )
     differing = [
-      f"config.{name} was {old.get(name)!r}, is {now.get(name)!r}"
-      for name in options.differences(old, now)
+      f"config.{name} was {before!r}, is {after!r}"
+      for name, before, after in options.differences(old, now)
       # What is evaluated has no part in what is trained.
       if not name.startswith("eval.")
     ]

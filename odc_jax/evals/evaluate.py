@@ -194,8 +194,8 @@ def _on_other_data(of_run: Config, given: Config) -> Config:
   )
   theirs["model.weights"] = given.model.weights  # where it began is no matter
   differing = [
-    f"{name}={ours.get(name)} is not the run's, {theirs.get(name)}"
-    for name in options.differences(theirs, ours)
+    f"{name}={asked} is not the run's, {had}"
+    for name, had, asked in options.differences(theirs, ours)
   ]
   if differing:
     raise UserError(

@@ -38,7 +38,7 @@ def changed(module, values):
       odc_digits,
       {"augment.blur_sigma": (0.1, 1.0)},
       r"augment\.blur_sigma=\(0\.1, 1\.0\) does nothing with augment\.blur="
-      r"0\.0: leave it out, or set --config\.augment\.blur too",
+      r"0\.0: leave it out, or change --config\.augment\.blur$",
     ),
     (odc_digits, {"optimizer.num_epochs": 9}, "optimizer.schedule='step'"),
     (
@@ -230,9 +230,26 @@ def test_a_run_that_still_holds_idle_keys_is_evaluated_on_other_data():
 def test_a_key_that_is_read_makes_a_difference_even_where_one_lacks_it():
   old = options.flat(sela_digits.get_config())
   new = old | {"model.neck": "fc"} | {f"model.{k}": v for k, v in NECK.items()}
-  differing = options.differences(old, new)
-  assert differing == sorted(["model.neck", *(f"model.{k}" for k in NECK)])
-  assert options.differences(new, old) == differing
+  expected = [(f"model.{key}", None, value) for key, value in NECK.items()]
+  expected.append(("model.neck", "none", "fc"))
+  assert list(options.differences(old, new)) == sorted(expected)
+  assert [name for name, *_ in options.differences(new, old)] == [
+    name for name, *_ in sorted(expected)
+  ]
+
+
+def test_a_run_from_before_a_key_goes_on_as_what_was_done_then(tmp_path):
+  config = odc_digits.get_config()
+  store.write(check.resolve(config, 1797, 1), tmp_path, resuming=False)
+  path = tmp_path / "config.json"
+  old = json.loads(path.read_text())
+  del old["data"]["resident"]
+  path.write_text(json.dumps(old))
+  says = r"config\.data\.resident was 'off', is 'auto'\."
+  with pytest.raises(UserError, match=says):
+    store.write(check.resolve(config, 1797, 1), tmp_path, resuming=True)
+  config.data.resident = "off"
+  store.write(check.resolve(config, 1797, 1), tmp_path, resuming=True)
 
 
 def test_a_file_from_elsewhere_shares_what_the_shipped_ones_do(
