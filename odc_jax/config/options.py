@@ -279,6 +279,14 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
   if values.get("data.on_error") == "fail":
     yield "data.max_bad_fraction", "data.on_error"
 
+  if values["model.train"] == "head":
+    # Images pass the backbone once, by their centres.
+    for key in ("crop_scale", "crop_ratio", "resident"):
+      yield f"data.{key}", "model.train"
+    for key in _SECTIONS["augment"]:
+      if key not in ("mean", "std", "sobel"):
+        yield f"augment.{key}", "model.train"
+
   if "augment.jitter_p" in off:
     for key in _JITTER:
       yield key, "augment.jitter_p"

@@ -112,6 +112,11 @@ class Evaluation:
       smaller += images.smaller
     return smaller
 
+  @property
+  def num_test(self) -> int:
+    """How many images the test set has; 0 without one."""
+    return 0 if self._test is None else len(self._test)
+
   def freeze(
     self,
     params: Any,

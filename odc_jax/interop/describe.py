@@ -10,6 +10,7 @@ from odc_jax.config.auto import AUTO
 from odc_jax.errors import UserError
 from odc_jax.interop import hub
 from odc_jax.models import pretrained
+from odc_jax.models.backbones import num_features
 
 
 def fill(config: Config) -> tuple[Config, list[str]]:
@@ -18,7 +19,8 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   Args:
     config: An experiment. These may be "auto": `model.name`,
       `data.image_size`, `data.eval_resize`, `data.interpolation`,
-      `augment.mean`, `augment.std`.
+      `augment.mean`, `augment.std`; and `model.embedding_dim`, which is then
+      the length of the backbone's features, for an experiment without a neck.
 
   Returns:
     A copy without those, and lines that say what the network is.
@@ -36,6 +38,7 @@ def fill(config: Config) -> tuple[Config, list[str]]:
       "data.interpolation",
       "augment.mean",
       "augment.std",
+      "model.embedding_dim",
     )
     if _value(config, name) == AUTO
   ]
@@ -50,11 +53,12 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   config = ConfigDict(config).copy_and_resolve_references()
   found = _found(weights, wanted)
   with config.unlocked(), config.ignore_type():
-    for name in wanted:
+    for name in found:
       section, key = name.split(".")
-      config[section][key] = found[name]
-    if "model.settings" in found:
-      config.model.settings = found["model.settings"]
+      if name in wanted or name == "model.settings":
+        config[section][key] = found[name]
+    if "model.embedding_dim" in wanted:
+      config.model.embedding_dim = num_features(config.model)
   lines = [f"{found.get('model.name', config.model.name)} from {weights.name}"]
   if weights.trained_on:
     lines[0] += f", trained on {weights.trained_on}"
@@ -82,7 +86,7 @@ def _found(weights: hub.Weights, wanted) -> dict[str, Any]:
       "augment.std": known.std,
     }
   for name in wanted:
-    if name not in found:
+    if name not in found and name != "model.embedding_dim":
       raise UserError(
         f"{weights.name} does not say what {name} is to be; set it: "
         f"--config.{name}=..."

@@ -121,6 +121,18 @@ def build(
   )
 
 
+def num_features(config: ml_collections.ConfigDict) -> int:
+  """Returns the length of a backbone's features; no weight is computed.
+
+  Args:
+    config: as for `build`.
+
+  Raises:
+    UserError: as `build`.
+  """
+  return nnx.eval_shape(lambda: build(config, nnx.Rngs(0))).num_features
+
+
 def check_image_size(
   config: ml_collections.ConfigDict, image_size: int
 ) -> None:

@@ -21,6 +21,7 @@ from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
+from odc_jax.interop import describe, hub
 from odc_jax.interop import load as interop
 from odc_jax.logs import progress
 from odc_jax.methods import METHODS
@@ -139,8 +140,17 @@ def open_run(
   config, num_steps = _sized(config, method, train, mesh, num_groups)
   program = assemble(config, method, mesh)
   sets = [train] if test is None else [train, test]
+  frozen = check.training(config) == "head"
+  if method.partners is not None and not frozen:
+    raise UserError(
+      f"method={config.method} pairs images by their fixed features: it needs "
+      "--config.model.train=head"
+    )
   choice = capacity.decide(
-    config.data.resident, sets, config.data.image_size, mesh
+    "off" if frozen else config.data.resident,
+    sets,
+    config.data.image_size,
+    mesh,
   )
 
   resuming = checkpoint.any_in(workdir)
@@ -197,9 +207,34 @@ def _keep_images(evaluation: Evaluation, choice, num_images, stop: Stop):
     )
 
 
+def _freeze(run: Run, state: TrainState):
+  """Passes the images through a backbone that no step will change."""
+  if check.training(run.config) != "head":
+    return
+  kept = hub.recorded(run.workdir)
+  weights = kept.get("sha256", f"random {run.config.seed}")
+  num_images = len(run.train) + run.evaluation.num_test
+  first = processes.is_first()
+  try:
+    with progress.bar("features of the images", num_images, first) as advance:
+      run.evaluation.freeze(
+        state.params,
+        state.batch_stats,
+        weights,
+        run.workdir.parent / "features",
+        advance,
+      )
+  except StoppedError:
+    processes.warn(
+      "stopped during the pass over the images; the same command goes on there"
+    )
+    raise SystemExit(run.stop.exit_status) from None
+
+
 def _sized(config, method: Method, train, mesh, num_groups):
   """Returns the config with all sizes filled in, and the number of steps."""
   n = len(train)
+  config, described = describe.fill(config)
   config, reasons = auto.fill(config, n, mesh.size, method.AUTO)
   config = check.resolve(config, n, mesh.size)
   with config.unlocked():
@@ -210,7 +245,7 @@ def _sized(config, method: Method, train, mesh, num_groups):
     f"{n:,} images in {config.data.source}, "
     + (f"of {classes} classes" if classes else "without labels")
   )
-  for line in reasons:
+  for line in (*described, *reasons):
     processes.say(line)
   # Asked for once here, so that a mistake shows before anything is computed.
   loader.batch_indices(
@@ -245,6 +280,7 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
   if state is not None:
     if rollbacks:
       state = state_lib.with_fresh_order(state, rollbacks, program.shardings)
+    _freeze(run, state)
     processes.say(f"going on from step {int(state.step)} of {run.num_steps}")
     return state, None, True
   state = program.init()
@@ -252,6 +288,7 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
     run.config, state.params, state.batch_stats, program.shardings
   )
   state = state._replace(params=params, batch_stats=batch_stats)
+  _freeze(run, state)
   if not run.recluster.due(0):
     return state, None, False
   processes.say(
