@@ -35,7 +35,7 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -52,7 +52,8 @@ from odc_jax.config import check as config_lib
 from odc_jax.data import augment
 from odc_jax.distributed import compiler
 from odc_jax.memory import SampleMemory
-from odc_jax.methods import METHODS, complete, odc
+from odc_jax.methods import METHODS, odc
+from odc_jax.methods.method import Method
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
 from odc_jax.training import optim, programs
@@ -95,7 +96,7 @@ def make_config(args) -> Config:
   return config_lib.resolve(config, num_examples, jax.device_count())
 
 
-def fixed_targets(num_clusters: int) -> Any:
+def fixed_targets(num_clusters: int) -> Method:
   """Returns a method without memory: an image's target is its number mod k."""
 
   def loss(config, views, targets, state):
@@ -105,7 +106,8 @@ def fixed_targets(num_clusters: int) -> Any:
     accuracy = losses.accuracy(logits, targets)
     return value, {"train/cluster_accuracy": accuracy}
 
-  return complete(
+  return Method(
+    NAME="fixed targets",
     init=lambda config, num_examples, key: (),
     targets=lambda config, state, views, batch, step: (
       batch["index"] % num_clusters
@@ -185,18 +187,27 @@ class Steps:
     )
 
 
-def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
-  """Returns what is timed of ours, compiled, by name: each takes n steps."""
+def ours(config: Config, mesh) -> Iterator[tuple[str, Callable[[int], None]]]:
+  """Yields what is timed of ours, each as it is compiled.
+
+  Args:
+    config: A resolved experiment of ODC.
+    mesh: The devices.
+
+  Yields:
+    A name, and what takes n steps and waits for them. The first ones are
+    `Steps`.
+  """
   batches = make_batches(config, mesh, 4)
 
   whole = programs.assemble(config, METHODS["odc"], mesh)
   state = whole.init()
   state = state._replace(method=random_memories(config, whole.shardings.method))
-  with_memories = Steps(whole.step, state, batches)
+  yield "ODC step", Steps(whole.step, state, batches)
 
   fixed = fixed_targets(config.num_clusters)
   plain = programs.assemble(config, fixed, mesh)
-  without = Steps(plain.step, plain.init(), batches)
+  yield "without memories", Steps(plain.step, plain.init(), batches)
 
   augmentation = jax.jit(
     lambda key, batch: augment.augment_views(
@@ -209,7 +220,7 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
     for batch in batches
   ]
   network = functional(
-    lambda rngs: build(config.model, config.num_clusters, rngs)
+    lambda rngs: build(config.model, (config.num_clusters,), rngs)
   )
   optimizer = optim.make(
     config.optimizer, config.num_examples // config.batch_size
@@ -217,13 +228,10 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
   step = step_lib.make_step(
     config, fixed, network, optimizer, lambda key, images, index: images
   )
-  network_alone = Steps(
-    jax.jit(
-      step, donate_argnums=0, compiler_options=compiler.compiler_options(mesh)
-    ),
-    plain.init(),
-    ready,
+  alone = jax.jit(
+    step, donate_argnums=0, compiler_options=compiler.compiler_options(mesh)
   )
+  yield "network alone", Steps(alone, plain.init(), ready)
 
   def augment_alone(num):
     # Kept as they come, as by the steps, rather than all at once.
@@ -231,21 +239,19 @@ def make_ours(config: Config, mesh) -> dict[str, Callable[[int], None]]:
       images = augmentation(key, batches[i % len(batches)])
     jax.block_until_ready(images)
 
-  return {
-    "ODC step": with_memories,
-    "without memories": without,
-    "network alone": network_alone,
-    "augmentation alone": augment_alone,
-  }
+  yield "augmentation alone", augment_alone
 
 
-def make_torch(config: Config) -> tuple[dict[str, Callable[[int], None]], str]:
-  """Returns PyTorch's twin of "the network alone", and remarks."""
+def torch_network(section: Config, num_clusters: int) -> tuple[Any, Any]:
+  """Returns PyTorch's twin of a network: what makes embeddings, and the head.
+
+  Args:
+    section: The section `model` of an experiment.
+    num_clusters: What the head tells apart.
+  """
   import torch
   from torch import nn
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  section = config.model
   depths, expansion = TORCH_RESNETS[section.name]
 
   def conv(inputs, outputs, size, stride=1):
@@ -302,10 +308,27 @@ def make_torch(config: Config) -> tuple[dict[str, Callable[[int], None]], str]:
     nn.Linear(section.neck_hidden, section.embedding_dim),
     nn.ReLU(True),
   )
-  head = nn.Linear(section.embedding_dim, config.num_clusters)
+  return body, nn.Linear(section.embedding_dim, num_clusters)
+
+
+def twins(config: Config) -> Iterator[tuple[str, Callable[[int], None]]]:
+  """Yields PyTorch's twins of "the network alone": eager, and compiled.
+
+  Args:
+    config: A resolved experiment of ODC.
+
+  Yields:
+    A name, and what takes n steps and waits for them. The second one has to be
+    compiled first, which may fail: then a line says so, and there is none.
+  """
+  import torch
+  from torch import nn
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  section, settings = config.model, config.optimizer
+  body, head = torch_network(section, config.num_clusters)
   net: Any = nn.Sequential(body, head).to(device)
   net = net.to(memory_format=torch.channels_last)
-  settings = config.optimizer
   optimizer = torch.optim.SGD(
     [
       {"params": body.parameters(), "momentum": settings.momentum},
@@ -325,8 +348,10 @@ def make_torch(config: Config) -> tuple[dict[str, Callable[[int], None]], str]:
     for _ in range(4)
   ]
   half = section.dtype == "bfloat16"
-  # What a GPU's PyTorch does in float32 by default is TF32, as is XLA's.
+  # What a GPU's PyTorch does in float32 by default is TF32, as is XLA's; and
+  # XLA tries convolutions out too.
   torch.backends.cuda.matmul.allow_tf32 = True
+  torch.backends.cudnn.benchmark = True
 
   def run(forward, num):
     for i in range(num):
@@ -343,9 +368,8 @@ def make_torch(config: Config) -> tuple[dict[str, Callable[[int], None]], str]:
       optimizer.step()
     loss.item()  # waits for the device
 
-  run(net, 1)
-  timed = {"PyTorch, eager": lambda num: run(net, num)}
-  where = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+  run(net, 2)
+  yield "PyTorch, eager", lambda num: run(net, num)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -354,9 +378,9 @@ def make_torch(config: Config) -> tuple[dict[str, Callable[[int], None]], str]:
   except Exception as error:
     # It needs a compiler, and gives up in many ways.
     line = str(error).strip().splitlines()[0]
-    return timed, f"{where}; torch.compile does not work here: {line}"
-  timed["PyTorch, compiled"] = lambda num: run(compiled, num)
-  return timed, where
+    print(f"torch.compile does not work here: {line}")
+    return
+  yield "PyTorch, compiled", lambda num: run(compiled, num)
 
 
 def measure(
@@ -404,11 +428,14 @@ def main() -> None:
 
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh):
-    runs = make_ours(config, mesh)
+    runs: dict[str, Any] = dict(ours(config, mesh))
     remarks = ""
     if args.against:
-      theirs, remarks = make_torch(config)
-      runs.update(theirs)
+      import torch
+
+      runs.update(twins(config))
+      threads = torch.get_num_threads()
+      remarks = f"torch {torch.__version__}, {threads} threads"
     seconds, cpu_seconds = measure(runs, args.repeats, steps)
     dissolved = runs["ODC step"].dissolved
 
