@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from benchmarks import compare
 from benchmarks import step as step_benchmark
@@ -63,18 +62,18 @@ def clustering(options: argparse.Namespace, report: Report) -> None:
   config = _experiment(name, options)
   _change(config, changes)
   found = _timed(config, METHODS[name], options)
-  report(found)
   _shorten(config, found["num_epochs"])
+  found["config"] = _plain(config)
+  report(found)
   config.checkpoint_every_epochs = max(1, config.num_epochs)
-  with tempfile.TemporaryDirectory() as folder:
-    workdir = pathlib.Path(folder)
-    watch = threading.Thread(
-      target=_watch, args=(workdir, found, report), daemon=True
-    )
-    watch.start()
-    found["started"] = time.monotonic()
-    loop.train(config, workdir)
-    watch.join()
+  # Beside the results, in a folder that goes with the programs' other files.
+  workdir = pathlib.Path(options.found).with_suffix("")
+  watch = threading.Thread(
+    target=_watch, args=(workdir, found, report), daemon=True
+  )
+  watch.start()
+  loop.train(config, workdir)
+  watch.join()
 
 
 def _watch(workdir, found, report):
@@ -151,8 +150,10 @@ def supervised(options: argparse.Namespace, report: Report) -> None:
     warmup_epochs=1.0,
   )
   found = _timed(config, _told(np.zeros(1, np.int32)), options)
-  report(found)
+  found["method"] = "supervised"
   config.num_epochs = found["num_epochs"]
+  found["config"] = _plain(config)
+  report(found)
   mesh = mesh_lib.make_mesh(1)
   with (
     tempfile.TemporaryDirectory() as folder,
@@ -314,11 +315,10 @@ def _timed(
     "compile_seconds": round(compilation, 1),
     "flops_per_second": steps.flops / per_step,
     "columns_of_steps": ["step", "seconds", *_OF_STEPS],
-    "config": _plain(config),
   }
 
 
-def _plain(config: ConfigDict) -> dict[str, Any]:
+def _plain(config: Config) -> dict[str, Any]:
   """Returns what of the config tells one run from another."""
   kept = json.loads(config.to_json_best_effort())
   names = (config.method, "optimizer", "model", "num_clusters", "batch_size")

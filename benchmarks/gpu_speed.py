@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks import peak
+from benchmarks import peak, twin
 from benchmarks import step as step_benchmark
 from configs import odc_imagenet
 from odc_jax import mesh as mesh_lib
@@ -88,7 +88,7 @@ def torch(options: argparse.Namespace, report: Report) -> None:
   }
   runs = {}
   begin = time.perf_counter()
-  for name, run in step_benchmark.twins(config):
+  for name, run in twin.twins(config):
     runs[name] = run
     found["ready_seconds"][name] = round(time.perf_counter() - begin, 1)
     repeats, steps = (1, 1) if options.small else (_REPEATS, 10)
