@@ -17,6 +17,7 @@ _MAY_CHANGE = frozenset(
     "config.data.num_threads",
     "config.data.num_workers",
     "config.data.prefetch",
+    "config.data.resident",
     "config.data.max_bad_fraction",
     "config.keep_checkpoints",
     "config.method_name",

@@ -102,27 +102,32 @@ def verdict(
   """Returns a line that says what held the run up, and what to change.
 
   Args:
-    config: Reads `data.num_threads` and `data.num_workers`.
+    config: Reads of `data` `resident`, `num_threads` and `num_workers`.
     images_per_second: That the run trained on, all processes together.
     data_wait: Share of the time in which the devices waited for a batch.
-    seconds_per_image: CPU time of reading, decoding and cropping an image.
+    seconds_per_image: CPU time of reading, decoding and cropping an image, or
+      of drawing what is cropped on the devices.
   """
   cores = len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()
   cores = cores or 1
   used = images_per_second / jax.process_count() * seconds_per_image
+  on_devices = config.data.resident == "images"
+  work = "drawing crops of" if on_devices else "reading"
   reading = (
-    f"reading an image takes {1000 * seconds_per_image:.3g} ms of a core, "
+    f"{work} an image takes {1000 * seconds_per_image:.3g} ms of a core, "
     f"{used:.1f} of {cores} cores in all"
   )
   if data_wait < DATA_BOUND:
     return (
       f"compute-bound: {images_per_second:.0f} images/s, the devices waited "
       f"for images {data_wait:.1%} of the time; {reading}. A faster device, a "
-      "smaller model or data.image_size, or model.dtype=bfloat16 would help; "
-      "more data.num_threads would not"
+      "smaller model or data.image_size, or model.dtype=bfloat16 would help"
+      + ("" if on_devices else "; more data.num_threads would not")
     )
   threads, workers = config.data.num_threads, config.data.num_workers
-  if used > 0.8 * cores:
+  if on_devices:
+    remedy = "a larger batch_size would help"
+  elif used > 0.8 * cores:
     remedy = "the cores are at their limit: store the images smaller, or take "
     remedy += "a host with more cores"
   elif threads * max(1, workers) < cores:
@@ -133,6 +138,8 @@ def verdict(
   else:
     remedy = f"raise data.num_workers from {workers}, or put the images on a "
     remedy += "faster disk"
+  if not on_devices:
+    remedy += ", or keep them on the devices with data.resident=images"
   return (
     f"data-bound: {images_per_second:.0f} images/s, the devices waited for "
     f"images {data_wait:.1%} of the time and could be "

@@ -152,6 +152,8 @@ def open_run(
     config.data.image_size,
     mesh,
   )
+  with config.unlocked():
+    config.data.resident = "images" if choice.side else "off"
 
   resuming = checkpoint.any_in(workdir)
   if not resuming:

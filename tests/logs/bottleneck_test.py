@@ -104,26 +104,37 @@ def test_a_step_that_fails_does_not_stop_the_watch(stopwatch):
 
 
 @pytest.mark.parametrize(
-  ("threads", "workers", "wait", "milliseconds", "says"),
+  ("where", "threads", "workers", "wait", "milliseconds", "says"),
   [
-    (4, 0, 0.01, 1, "compute-bound: 100 images/s"),
-    (4, 0, 0.5, 1, "raise data.num_threads from 4 to 8"),
-    (8, 0, 0.5, 1, "set data.num_workers"),
-    (4, 4, 0.5, 1, "raise data.num_workers from 4"),
-    (4, 0, 0.5, 70, "the cores are at their limit"),
+    ("off", 4, 0, 0.01, 1, "compute-bound: 100 images/s"),
+    ("off", 4, 0, 0.5, 1, "raise data.num_threads from 4 to 8"),
+    ("off", 8, 0, 0.5, 1, "set data.num_workers"),
+    ("off", 4, 4, 0.5, 1, "raise data.num_workers from 4"),
+    ("off", 4, 0, 0.5, 70, "the cores are at their limit"),
+    ("off", 4, 0, 0.5, 70, "or keep them on the devices"),
+    ("images", 4, 0, 0.01, 0.01, "compute-bound: 100 images/s"),
+    ("images", 4, 0, 0.5, 0.01, "drawing crops of an image takes 0.01 ms"),
+    ("images", 4, 0, 0.5, 0.01, "a larger batch_size would help"),
   ],
 )
 def test_the_verdict_names_what_to_change(
-  monkeypatch, threads, workers, wait, milliseconds, says
+  monkeypatch, where, threads, workers, wait, milliseconds, says
 ):
   monkeypatch.setattr(
     bottleneck.os, "sched_getaffinity", lambda _: range(8), raising=False
   )
   config = ConfigDict(
-    {"data": {"num_threads": threads, "num_workers": workers}}
+    {
+      "data": {
+        "resident": where,
+        "num_threads": threads,
+        "num_workers": workers,
+      }
+    }
   )
   verdict = bottleneck.verdict(config, 100.0, wait, milliseconds / 1000)
   assert says in verdict
   assert f"{wait:.1%}" in verdict
   assert "\n" not in verdict
   assert ("2.0 times as fast" in verdict) == (wait == 0.5)
+  assert where == "off" or "num_threads" not in verdict
