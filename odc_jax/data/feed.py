@@ -117,6 +117,7 @@ def _cuts_to_evaluate(
   batch_size: int,
   resize: int,
   crop: int,
+  interpolation: str = "bilinear",
   process_index: int = 0,
   process_count: int = 1,
 ) -> Generator[Batch]:
@@ -135,7 +136,7 @@ def _cuts_to_evaluate(
     sizes[:count] = images.sizes[first : first + count]
     drawn = boxes.center_boxes(sizes, resize, crop)
     yield {
-      "image": _cuts(images, sizes, [drawn], [crop]),
+      "image": _cuts(images, sizes, [drawn], [crop], interpolation),
       "index": index,
       "label": label,
       "key": images.keys[start : start + count] + [""] * (local - count),
@@ -148,10 +149,15 @@ def _cuts(
   sizes: Int[np.ndarray, "b 2"],
   drawn: Sequence[Float[np.ndarray, "b _ 4"]],
   sides: Sequence[int],
+  interpolation: str = "bilinear",
 ) -> Cuts:
   """Returns what is to be cut out, in pixels of the images as they are kept."""
   kept = decode.fitting_size(sizes, images.pixels.shape[1])
   scale = np.tile(kept / sizes, 2).astype(np.float32)[:, None]
   return Cuts(
-    images.pixels, kept, tuple(box * scale for box in drawn), tuple(sides)
+    images.pixels,
+    kept,
+    tuple(box * scale for box in drawn),
+    tuple(sides),
+    interpolation,
   )

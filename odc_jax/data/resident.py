@@ -88,7 +88,7 @@ class Taken:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["pixels", "sizes", "boxes"],
-  meta_fields=["sides"],
+  meta_fields=["sides", "interpolation"],
 )
 @dataclasses.dataclass(frozen=True)
 class Cuts:
@@ -101,6 +101,7 @@ class Cuts:
     boxes: For every kind of crop: (left, top, right, bottom) of each view, in
       pixels of the image, float32 [b, v, 4].
     sides: Of the crops of each kind, in pixels.
+    interpolation: How they are resized; see `crop.crop_views`.
   """
 
   # What else JAX puts here in passing, such as shardings, has no shape.
@@ -108,6 +109,7 @@ class Cuts:
   sizes: Any
   boxes: tuple[Any, ...]
   sides: tuple[int, ...]
+  interpolation: str = "bilinear"
 
 
 def own_rows(num_examples: int, mesh: Mesh) -> range:
@@ -183,7 +185,7 @@ def views(
   """
   images = take(cuts.pixels, index)
   return tuple(
-    crop.crop_views(images, cuts.sizes, boxes, side)
+    crop.crop_views(images, cuts.sizes, boxes, side, cuts.interpolation)
     for boxes, side in zip(cuts.boxes, cuts.sides, strict=True)
   )
 

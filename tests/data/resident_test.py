@@ -224,9 +224,18 @@ def test_processes_hold_consecutive_rows_of_the_same_batch(source):
   jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
-def test_evaluation_has_the_loaders_crops_labels_and_keys(source, mesh):
+@pytest.mark.parametrize("interpolation", decode.INTERPOLATIONS)
+def test_evaluation_has_the_loaders_crops_labels_and_keys(
+  source, mesh, interpolation
+):
   images, _ = read(source, mesh)
-  options = {"batch_size": 24, "resize": 20, "crop": 16, "num_threads": 0}
+  options = {
+    "batch_size": 24,
+    "resize": 20,
+    "crop": 16,
+    "interpolation": interpolation,
+    "num_threads": 0,
+  }
   theirs = list(feed.eval_batches(source, **options))
   ours = list(feed.eval_batches(images, **options))
   for batch, expected in zip(ours, theirs, strict=True):

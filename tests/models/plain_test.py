@@ -123,7 +123,9 @@ def test_networks_with_every_neck(name, neck):
   def run(images):
     return network.build(config.model, 10, nnx.Rngs(0))(images, nnx.Rngs(0))
 
-  outputs = jax.eval_shape(run, jax.ShapeDtypeStruct((2, 224, 224, 3), "float32"))
+  outputs = jax.eval_shape(
+    run, jax.ShapeDtypeStruct((2, 224, 224, 3), "float32")
+  )
   channels = MAPS[name][-1][1] // 16
   d = channels if neck == "none" else 6
   assert outputs.features.shape == (2, channels)
