@@ -13,7 +13,7 @@ const palette = [
   "#b58ae0",
   "#3fb08f",
   "#c8102e",
-  "#33439b",
+  "#4b4fc4",
 ];
 const shapes = ["circle", "square", "triangle", "diamond", "cross"];
 const fewColours = 6;
