@@ -33,9 +33,9 @@ _SCRIPTS = (
   "lists.js",
   "work_panel.js",
   "map.js",
-  "map_labels.js",
-  "map_view.js",
-  "map_controls.js",
+  "map_colours.js",
+  "map_draw.js",
+  "map_input.js",
   "start.js",
 )
 # Of all images, nearest to the centre of their own cluster.

@@ -239,55 +239,6 @@ def test_a_list_of_pictures_is_one_stop_of_the_tab_key(page):
   page.wait_for_selector("#viewer[open]")
 
 
-def test_the_map_by_keyboard(page):
-  page.locator("#canvas").focus()
-  page.keyboard.press("ArrowRight")
-  before = page.locator("#map-status").inner_text()
-  assert re.search(r"cluster \d", before)
-  page.keyboard.press("ArrowUp")
-  assert page.locator("#map-status").inner_text() != before
-  assert page.locator("#tip").is_visible()
-  for key in ("+", "+", "-", "Shift+ArrowLeft", "0"):
-    page.keyboard.press(key)
-  cluster = re.findall(
-    r"cluster (\d)", page.locator("#map-status").inner_text()
-  )[0]
-  page.keyboard.press("Enter")
-  title = page.locator("#dialog-title").inner_text()
-  assert title.startswith(f"Cluster {cluster}:")
-
-
-def test_the_map_by_mouse(page):
-  canvas = page.locator("#canvas")
-  canvas.scroll_into_view_if_needed()
-  page.locator("#map-search").fill("#2")
-  wait_for(page, "#map-status", "25 of")
-  page.locator("#colour").select_option("label")
-  assert "label 3" in page.locator("#map-legend").inner_text()
-  page.locator("#colour").select_option("outlier")
-  # Cluster 2 lies at the top of the circle.
-  box = canvas.bounding_box()
-  page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
-  for y in range(20, 90, 3):
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + y)
-    if page.locator("#tip").is_visible():
-      break
-  assert "cluster 2" in page.locator("#tip").inner_text()
-  page.mouse.down()
-  page.mouse.up()
-  title = page.locator("#dialog-title").inner_text()
-  assert title == "Cluster 2: 25 images"
-
-
-def test_a_cluster_is_shown_on_the_map(page):
-  page.locator(".sheet .open").nth(6).click()
-  c = re.findall(r"\d+", page.locator("#dialog-title").inner_text())[0]
-  page.get_by_role("button", name="Show on the map").click()
-  page.wait_for_selector("#dialog", state="hidden")
-  assert page.locator("#map-status").inner_text() == "25 of 200 points shown."
-  assert page.locator("#map-search").input_value() == f"#{c}"
-
-
 def test_the_least_usual_and_near_duplicates_are_listed(page):
   assert (
     "5 images are nearly the same"

@@ -195,7 +195,7 @@ function memberGallery(c) {
 function showOnMap(query) {
   $("map-search").value = query;
   $("map-group").value = "";
-  filterMap();
+  filterMapAloud();
   go("#map");
   $("map").scrollIntoView();
   $("canvas").focus({ preventScroll: true });

@@ -43,6 +43,7 @@ function repaint() {
     paint(tileElement);
   }
   paintMarks();
+  draw();
   $("bar").hidden = !selected.size;
   $("bar-count").textContent = `${number(selected.size)} selected`;
 }
