@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import os, pathlib, sys
-from odc_jax import huge_pages
+from odc_jax.distributed import huge_pages
 print("begin", os.getpid())
 huge_pages.restart_with(pathlib.Path(sys.argv[1]))
 print("end", os.getpid(), os.environ.get("GLIBC_TUNABLES"))

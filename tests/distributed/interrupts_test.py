@@ -9,7 +9,7 @@ from tests.program import ROOT
 
 PROGRAM = """
 import gc, os, signal, sys, time
-from odc_jax import interrupts
+from odc_jax.distributed import interrupts
 
 interrupts.never_lose()
 number = signal.Signals(int(sys.argv[1]))
@@ -52,7 +52,7 @@ def test_a_signal_in_a_callback_ends_the_program(number, status):
 
 def test_what_else_cannot_be_raised_is_still_told():
   code = """
-from odc_jax import interrupts
+from odc_jax.distributed import interrupts
 interrupts.never_lose()
 
 class Thing:

@@ -18,10 +18,10 @@ DEVICES = 2
 # Starts and ends as run.py does; adds up a one of every device in between.
 PROGRAM = """
 import json, sys, traceback
-from odc_jax import launch
+from odc_jax.distributed import launch, rendezvous
 from odc_jax.errors import UserError
 
-launch.LINGER_SECONDS = launch.meeting.LINGER_SECONDS = 1.0
+launch.LINGER_SECONDS = rendezvous.LINGER_SECONDS = 1.0
 launch.HEARTBEAT_SECONDS = 8
 
 def work(fail_at=-1):
