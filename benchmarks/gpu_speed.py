@@ -318,7 +318,7 @@ def vit(options: argparse.Namespace, report: Report) -> None:
   model.eval()
   graph, state = nnx.split(model)
   features = jax.jit(
-    lambda state, images: nnx.merge(graph, state).features(images)
+    lambda state, images: nnx.merge(graph, state).pooled(images)
   )
   found: dict[str, Any] = {"side": side, "by_batch": {}}
   for batch_size in (2,) if options.small else (256, 1024):

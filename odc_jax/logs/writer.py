@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboard.summary import Writer
 
 from odc_jax.files import write_whole
 from odc_jax.logs import progress
@@ -68,7 +68,7 @@ class MetricWriter:
     for line in kept:
       self._judge(json.loads(line))
     self._file = self._path.open("a")
-    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+    self._tensorboard = Writer(str(workdir / "tensorboard"))
     self._start = time.time()
     self._progress = progress.on_terminal()
     if self._progress is not None:

@@ -18,10 +18,8 @@ class Backbone(nnx.Module):
 
   num_features: int
 
-  def features(
-    self, images: Float[Array, "b h w c"]
-  ) -> Float[Array, "b {self.num_features}"]:
-    """Returns the features, float32: the last map averaged over its places.
+  def pooled(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
+    """Returns `num_features` an image, float32: the last map's averages.
 
     Args:
       images: normalised.

@@ -164,7 +164,7 @@ class ConvNeXt(Backbone):
       maps.append(stage(maps[-1]))
     return maps
 
-  def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
+  def pooled(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
     """Averages the last map and normalises the average, float32.
 
     Args:

@@ -119,7 +119,7 @@ class Network(nnx.Module):
       # In torch's order, in which its fully connected layers are saved.
       flat = last.transpose(0, 3, 1, 2).reshape(last.shape[0], -1)
       return mean_over_places(last), flat
-    features = self.backbone.features(images)
+    features = self.backbone.pooled(images)
     return features, features
 
   def _pooled_views(self, images):
@@ -189,7 +189,7 @@ class Classifier(nnx.Module):
       rngs: not needed.
     """
     del rngs
-    return self.head(self.backbone.features(images))
+    return self.head(self.backbone.pooled(images))
 
 
 def build(

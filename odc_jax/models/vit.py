@@ -294,7 +294,7 @@ class ViT(Backbone):
       for x in self.tokens(images)
     ]
 
-  def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
+  def pooled(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
     """Pools the last tokens, and projects where there is a projection.
 
     Args:

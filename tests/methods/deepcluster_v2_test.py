@@ -13,6 +13,7 @@ from odc_jax.clustering import spherical
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS, deepcluster_v2
 from odc_jax.methods.method import Passes
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
 from odc_jax.training import state as state_lib
@@ -20,7 +21,7 @@ from odc_jax.training import step as step_lib
 from tests.recordings import load
 
 
-class Layer(nnx.Module):
+class Layer(backbone_lib.Backbone):
   """The recording's stand-ins: fc1 and a ReLU; fc2."""
 
   def __init__(self, size_in, size_out, rngs, *, is_backbone):

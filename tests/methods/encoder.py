@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.methods import METHODS
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network
@@ -18,7 +19,7 @@ from odc_jax.training import state as state_lib
 from odc_jax.training import step as step_lib
 
 
-class Backbone(nnx.Module):
+class Backbone(backbone_lib.Backbone):
   """One linear layer and a ReLU."""
 
   def __init__(self, size_in, size_out, rngs):

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models.cluster_heads import ClusterHeads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
   method: Any
 
 
-class Features(nnx.Module):
+class Features(backbone_lib.Backbone):
   """The backbone of what is given as features already."""
 
   def __call__(self, x):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from odc_jax import mesh as mesh_lib
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS, swav
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
@@ -44,7 +45,7 @@ def config_of(n, b, k, d, views=2, small_views=0, **swav_keys):
   )
 
 
-class Linear(nnx.Module):
+class Linear(backbone_lib.Backbone):
   """The recording's stand-ins: for the backbone with a ReLU, and the neck."""
 
   def __init__(self, size_in, size_out, rngs, *, is_backbone):
@@ -101,7 +102,7 @@ def test_training_follows_the_official_code(
       Linear(hidden, d, rngs, is_backbone=False),
       heads.Prototypes(d, (k,), rngs=rngs),
       unit=True,
-      views_together=swav.VIEWS_TOGETHER,
+      views_together=METHODS["swav"].VIEWS_TOGETHER,
     )
 
   network, method = functional(make), METHODS["swav"]

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from odc_jax import UserError
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models import heads, network
 
 
@@ -28,6 +29,9 @@ def model_config(**changes):
       "dropout": 0.5,
       "neck_bn_momentum": 0.001,
       "group_size": 0,
+      "head_layers": 1,
+      "head_hidden": 16,
+      "head_bottleneck": 8,
     }
   )
   config.update(changes)
@@ -80,7 +84,7 @@ def test_images_have_as_many_channels_as_asked(stem, size):
 
 
 def test_features_are_the_last_map_averaged():
-  class Backbone(nnx.Module):
+  class Backbone(backbone_lib.Backbone):
     def __call__(self, images):
       return [images[:, :1], images * 2]
 
@@ -126,7 +130,7 @@ def test_an_unknown_choice_names_those_there_are(key, value, choice):
     network.build(model_config(**{key: value}), 10, nnx.Rngs(0))
 
 
-class Untouched(nnx.Module):
+class Untouched(backbone_lib.Backbone):
   """Its last map is the image."""
 
   def __call__(self, images):

@@ -9,7 +9,8 @@ from flax import nnx
 from odc_jax import UserError
 from odc_jax import mesh as mesh_lib
 from odc_jax.methods import METHODS
-from odc_jax.models import alexnet, network, plain, vgg
+from odc_jax.models import alexnet, backbones, network, plain, vgg
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.training.programs import assemble
 from tests.interop.networks import experiment
 
@@ -134,7 +135,7 @@ def test_networks_with_every_neck(name, neck):
 
 
 def test_the_fully_connected_layers_see_the_map_in_torchs_order():
-  class Backbone(nnx.Module):
+  class Backbone(backbone_lib.Backbone):
     def __call__(self, images):
       return [images]
 
@@ -184,7 +185,7 @@ def test_images_of_another_size_are_refused(model, image_size, words):
 )
 def test_the_smallest_images_leave_something(name, image_size):
   config = experiment(name=name)
-  network.check_image_size(config.model, image_size)
+  backbones.check_image_size(config.model, image_size)
 
 
 @pytest.mark.parametrize(

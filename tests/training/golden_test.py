@@ -12,6 +12,7 @@ from odc_jax import memory
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import spherical, split
 from odc_jax.methods import METHODS, odc
+from odc_jax.models import backbone as backbone_lib
 from odc_jax.models import heads
 from odc_jax.models.functional import functional
 from odc_jax.models.network import Network, Outputs
@@ -22,7 +23,7 @@ from tests.methods import replay
 from tests.recordings import load
 
 
-class Backbone(nnx.Module):
+class Backbone(backbone_lib.Backbone):
   """The recording's stand-in: one linear layer and a ReLU."""
 
   def __init__(self, size_in, size_out, rngs):
@@ -130,7 +131,7 @@ def test_training_follows_the_official_code(
 
   network, method = functional(make), METHODS["odc"]
   optimizer = optim.make(config.optimizer, n // b)
-  init = state_lib.init_function(config, odc, network, optimizer, n)
+  init = state_lib.init_function(config, method, network, optimizer, n)
   shardings = state_lib.shardings(jax.eval_shape(init), mesh)
   state = jax.jit(init, out_shardings=shardings)()
   params = params_of(trace, "w_start")
