@@ -48,6 +48,7 @@ def evaluation_of_digits() -> ConfigDict:
 def reading(num_threads: int, prefetch: int = 16) -> dict[str, Any]:
   """Returns the keys of the section `data` that say how images are read."""
   return {
+    "interpolation": "bilinear",
     # Whether the images lie on the devices: auto, images or off.
     "resident": "auto",
     "num_threads": num_threads,

@@ -1,15 +1,21 @@
-"""ODC with ResNet-18 on any folder of images; no labels needed.
+"""ODC on any folder of images, from a network that sees already; no labels.
 
   python run.py --config=configs/odc_folder.py \
     --config.data.source=folder:/my/images
 
-The folder may be nested. What is "auto" follows from the number of images; the
-program prints the values with their reasons, and odc_jax/config/auto.py holds
-the arithmetic. Each can be set: --config.num_clusters=50.
+The folder may be nested. The network comes with the requirements, an
+EfficientNet-Lite0 trained on ImageNet's labels; it stays as it is, so that
+every image passes it once, and heads and memories are trained on its features.
+--config.model.weights=hf:timm/NAME takes another one. What is "auto" follows
+from the weights or from the number of images; the program prints the values
+with their reasons, and odc_jax/config/auto.py holds the arithmetic. Each can be
+set: --config.num_clusters=50.
 
-With :quick the images are made small and the network narrow: minutes on a
-laptop for a few thousand photographs, to see that all is well.
+:scratch trains a ResNet-18 of 128 pixels from random weights instead, which
+wants a GPU and many images.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,8 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_scale": (0.2, 1.0),
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": "auto",
-      "interpolation": "auto",
       **common.reading(num_threads=8),
+      "interpolation": "auto",
     }
   )
   config.augment = ConfigDict(
@@ -101,10 +107,34 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.eval = common.evaluation(split="", every_epochs="auto")
   config.update(common.logging(checkpoint_every_epochs="auto"))
-  if common.is_quick(variant):
-    config.data.image_size = 64
-    config.data.eval_resize = 73
-    config.model.width = 16
+  if common.is_quick(variant, "scratch"):
     config.num_epochs = "10"
     config.log_every = 10
+  elif variant == "scratch":
+    _from_random_weights(config)
   return config
+
+
+def _from_random_weights(config: Any) -> None:
+  """Sets what belongs to a network that is trained from the start."""
+  config.num_epochs = "auto"
+  with config.ignore_type(), config.unlocked():
+    config.data.image_size, config.data.eval_resize = 128, 146
+    config.data.interpolation = "bilinear"
+    config.augment.mean = (0.485, 0.456, 0.406)
+    config.augment.std = (0.229, 0.224, 0.225)
+    config.model = ConfigDict(
+      {
+        "name": "resnet18",
+        "stem": "imagenet",
+        "width": 64,
+        "dtype": "float32",
+        "neck_hidden": 512,
+        "embedding_dim": 128,
+        "dropout": 0.5,
+        "neck_bn_momentum": 0.1,
+        "group_size": 0,
+        "weights": "",
+      }
+    )
+  config.odc.assign_metric, config.odc.kmeans_init = "dot", "random"

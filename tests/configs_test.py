@@ -31,6 +31,7 @@ PATHS = sorted(
 VARIANTS = {
   "coke_imagenet": ("single", "multicrop"),
   "deepcluster_imagenet": ("vgg16", "resnet50", "resnet50_sobel"),
+  "odc_folder": ("scratch",),
   "sela_imagenet": ("resnet50",),
   "swav_imagenet": ("batch256",),
 }
@@ -222,7 +223,7 @@ def test_no_key_is_missing_or_unknown(path, variant):
 
 
 # What experiments of a method may differ in so that some keys are another's.
-CHOICES = {"model.neck", "data.views", "data.small_views"}
+CHOICES = {"model.neck", "model.train", "data.views", "data.small_views"}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,7 +19,7 @@ from tests.program import (
 
 # Seconds, and a checkpoint every other second.
 SHORT = [
-  "--config=configs/odc_folder.py:quick",
+  "--config=configs/odc_folder.py:scratch",
   "--config.data.image_size=32",
   "--config.data.eval_resize=36",
   "--config.model.width=8",

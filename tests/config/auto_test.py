@@ -11,7 +11,7 @@ OWN = METHODS["odc"].AUTO
 
 
 def folder_config(**overrides):
-  config = odc_folder.get_config()
+  config = odc_folder.get_config("scratch")
   config.update_from_flattened_dict(overrides)
   return config
 

@@ -243,13 +243,14 @@ def test_a_run_from_before_a_key_goes_on_as_what_was_done_then(tmp_path):
   store.write(check.resolve(config, 1797, 1), tmp_path, resuming=False)
   path = tmp_path / "config.json"
   old = json.loads(path.read_text())
-  del old["data"]["resident"]
+  del old["data"]["interpolation"]
   path.write_text(json.dumps(old))
-  says = r"config\.data\.resident was 'off', is 'auto'\."
+  store.write(check.resolve(config, 1797, 1), tmp_path, resuming=True)
+  path.write_text(json.dumps(old))
+  config.data.interpolation = "bicubic"
+  says = r"config\.data\.interpolation was 'bilinear', is 'bicubic'\."
   with pytest.raises(UserError, match=says):
     store.write(check.resolve(config, 1797, 1), tmp_path, resuming=True)
-  config.data.resident = "off"
-  store.write(check.resolve(config, 1797, 1), tmp_path, resuming=True)
 
 
 def test_a_file_from_elsewhere_shares_what_the_shipped_ones_do(
