@@ -11,6 +11,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.errors import UserError
 from odc_jax.methods import temi
 from odc_jax.models.network import Outputs
+from odc_jax.plan import collectives
 from odc_jax.training import optim
 from tests.methods import frozen
 from tests.recordings import load
@@ -422,3 +423,62 @@ def test_the_head_of_the_lowest_loss_is_chosen_at_the_end_of_an_epoch(mesh):
   np.testing.assert_array_equal(state.samples.previous[:6], [1, 0, 1, 3, 0, 3])
   np.testing.assert_array_equal(temi.clusters(state)[:7], [1, 0, 1, 0, 0, 1, 3])
   assert scalars["cluster/label_change"] == 1
+
+
+def lower_step(mesh, n, b, d, k, num_heads, num_neighbors, **head):
+  """Lowers a step that draws partners and gathers features of n images."""
+  config = ConfigDict(
+    {
+      "num_examples": n,
+      "batch_size": b,
+      "num_clusters": k,
+      "temi": section(num_heads=num_heads, num_neighbors=num_neighbors),
+    }
+  )
+  network = frozen.network_of(d, k, num_heads=num_heads, **head)
+  optimizer = optim.by_part(optim.adamw(1e-3, 1e-4), optim.adamw(1e-3, 1e-4))
+  train = frozen.make_step(config, temi, network, optimizer, lambda _: 0.99)
+
+  def step(state, features, index, key):
+    partners = temi.partners(config, state.method, index, key)
+    rows = jnp.stack([index, partners], axis=1)
+    state, scalars, *_ = train(state, features, rows, index)
+    return state, scalars
+
+  def make():
+    params, _ = network.init(jax.random.key(0))
+    return frozen.start(temi.init(config, n, None), params, optimizer)
+
+  shapes = jax.eval_shape(make)
+  split, whole = mesh_lib.rows(mesh), mesh_lib.replicated(mesh)
+  shardings = jax.tree.map(lambda _: whole, shapes)
+  shardings = shardings._replace(
+    method=shardings.method._replace(
+      samples=jax.tree.map(lambda _: split, shapes.method.samples)
+    )
+  )
+  features = jax.ShapeDtypeStruct(
+    (mesh_lib.padded_rows(n), d), jnp.float32, sharding=split
+  )
+  index = jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, split, split, whole),
+    out_shardings=(shardings, None),
+  ).lower(shapes, features, index, key)
+
+
+def test_no_collective_of_a_step_grows_with_the_data_set():
+  mesh = mesh_lib.make_mesh(8)
+
+  def moved(n):
+    with jax.set_mesh(mesh):
+      lowered = lower_step(mesh, n, 64, 12, 5, 3, 7, hidden=(8,), bottleneck=6)
+    return collectives.collectives(lowered.compile().as_text())
+
+  few, many = moved(8 * 1024), moved(64 * 1024)
+  assert few == many
+  # But for the gradients, nothing larger than the batch's rows of all views.
+  assert max(size for *_, size in few) <= 4 * 2 * 64 * 12
