@@ -313,7 +313,7 @@ def vit(options: argparse.Namespace, report: Report) -> None:
     report({"skipped": f"this version has no vision transformers: {error}"})
     return
   side = 28 if options.small else 224
-  settings = Settings(patch=14, grid=(side // 14,) * 2)
+  settings = Settings(patch=14, grid=(side // 14, side // 14))
   model = ViT(settings, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
   model.eval()
   graph, state = nnx.split(model)

@@ -257,7 +257,7 @@ def test_the_hall_is_nearly_empty():
     ("grain", "data"),
     ("PIL", "data"),
     ("tensorflow_datasets", "data"),
-    ("tensorboard", "logs"),
+    ("tensorboardX", "logs"),
     ("clu", "training"),
     ("rich", "logs"),
     ("faiss", "results"),

@@ -1,6 +1,7 @@
 """Mistakes: exit status 2 and one line with the value and the remedy."""
 
 import shlex
+import sys
 
 import pytest
 from absl import flags as absl_flags
@@ -17,12 +18,15 @@ pytestmark = pytest.mark.filterwarnings(
 QUICK = "--config=configs/odc_digits.py:quick"
 
 
-def start_here(*args):
+def start_here(monkeypatch, *args):
   """Does in this process what `python run.py` does."""
+  # ml_collections looks there for the keys that are set.
+  args = ["run.py", "--num_processes=1", *args]  # JAX runs here already
+  monkeypatch.setattr("sys.argv", args)
   absl_flags.FLAGS.unparse_flags()
   for name in list(absl_flags.FLAGS):
     absl_flags.FLAGS[name].unparse()
-  program.main(program._parse(["run.py", *args]))
+  program.main(program._parse(sys.argv))
 
 
 @pytest.mark.parametrize(
@@ -74,10 +78,10 @@ def start_here(*args):
   ],
   ids=lambda value: (value or ["nothing"])[-1],
 )
-def test_mistakes_are_answered_in_one_line(tmp_path, flags, words):
+def test_mistakes_are_answered_in_one_line(tmp_path, monkeypatch, flags, words):
   workdir = tmp_path / "run"
   with pytest.raises(UserError) as refused:
-    start_here(f"--workdir={workdir}", *flags)
+    start_here(monkeypatch, f"--workdir={workdir}", *flags)
   assert "\n" not in str(refused.value)
   for word in words:
     assert word in str(refused.value)

@@ -8,7 +8,7 @@ decides between equals, does not depend on how many devices there are.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def _nearest(
     found = assign.over_chunks(n, size, visit, nothing)
     return Neighbors(*(x.reshape(m, k) for x in found))
 
-  rows = mesh.ROWS
+  rows: Any = mesh.ROWS
   return mesh.per_shard(local, (rows, rows, rows), Neighbors(rows, rows))(
     queries, index, valid
   )

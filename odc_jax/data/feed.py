@@ -65,8 +65,6 @@ def eval_batches(
     UserError: as there.
   """
   if isinstance(data, Images):
-    # Crops on the devices are bilinear, as crops for training are.
-    options.pop("interpolation", None)
     return _cuts_to_evaluate(data, **options)
   return loader.eval_batches(data, num_threads=num_threads, **options)
 

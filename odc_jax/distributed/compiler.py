@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 
 import jax
-import jaxlib
+import jaxlib.version
 from jax.sharding import Mesh
 
 # Programs that compile faster are not worth a file.
@@ -126,4 +126,4 @@ def _compiled_for() -> str:
   }
   kinds |= {platform.machine(), platform.processor()}
   digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
-  return f"jaxlib-{jaxlib.__version__}-{digest[:12]}"
+  return f"jaxlib-{jaxlib.version.__version__}-{digest[:12]}"

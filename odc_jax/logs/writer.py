@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboard.summary import Writer
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from odc_jax.files import write_whole
 from odc_jax.logs import progress
@@ -68,7 +70,10 @@ class MetricWriter:
     for line in kept:
       self._judge(json.loads(line))
     self._file = self._path.open("a")
-    self._tensorboard = Writer(str(workdir / "tensorboard"))
+    folder = workdir / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    # Not its SummaryWriter, whose flush leaves events in a queue.
+    self._tensorboard = EventsWriter(str(folder / "events"))
     self._start = time.time()
     self._progress = progress.on_terminal()
     if self._progress is not None:
@@ -99,7 +104,9 @@ class MetricWriter:
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+      summary = scalar(name, value)
+      event = Event(wall_time=time.time(), step=step, summary=summary)
+      self._tensorboard.write_event(event)
     self._show(step, epoch, values)
     for finding in self._judge(line):
       # A progress bar makes way for what is printed to standard error.
@@ -155,8 +162,9 @@ class MetricWriter:
     """Flushes and closes everything."""
     if self._progress is not None:
       self._progress.stop()
-    self._file.close()
-    self._tensorboard.close()
+    if not self._file.closed:
+      self._file.close()
+      self._tensorboard.close()
 
 
 class SilentWriter:

@@ -255,11 +255,10 @@ def _plain_max_pool(x, *, size, stride, padding):
 def _max_pool(x, size, stride, padding):
   def on_cpu(x):
     # One direction after the other: of 3 + 3 values, rather than of 9.
-    pad = (padding, padding)
-    x = nnx.max_pool(x, (size, 1), strides=(stride, 1), padding=(pad, (0, 0)))
-    return nnx.max_pool(
-      x, (1, size), strides=(1, stride), padding=((0, 0), pad)
-    )
+    rows: Any = ((padding, padding), (0, 0))
+    columns: Any = rows[::-1]
+    x = nnx.max_pool(x, (size, 1), strides=(stride, 1), padding=rows)
+    return nnx.max_pool(x, (1, size), strides=(1, stride), padding=columns)
 
   plain = functools.partial(
     _plain_max_pool, size=size, stride=stride, padding=padding

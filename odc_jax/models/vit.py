@@ -242,6 +242,7 @@ class ViT(Backbone):
     x = x.reshape(len(x), -1, s.dim)
 
     def placed(x):
+      assert self.pos_embed is not None
       learnt = self.pos_embed[...]
       return x + positions.resize(learnt, s.grid, grid, s.resize).astype(
         x.dtype

@@ -60,17 +60,17 @@ def digest(source: Source, split: str, config: Config, weights: str) -> str:
   """
   found = hashlib.sha256()
   facts = [config.data.source.partition(":")[0], split, len(source), weights]
-  if not hasattr(source, "stamps"):
+  stamps = getattr(source, "stamps", None)  # of files
+  if stamps is None:
     facts.append(config.data.source)
   for name in _PREPROCESSING:
     section, key = name.split(".")
     value = config[section].get(key)
     facts.append(json.loads(json.dumps(value, default=dict)))
   found.update(json.dumps(facts, sort_keys=True).encode())
-  stamps = source.stamps() if hasattr(source, "stamps") else ()
   for key in source.keys or ():
     found.update(f"{key}\n".encode())
-  for stamp in stamps:
+  for stamp in stamps() if stamps is not None else ():
     found.update(f"{stamp}\n".encode())
   return found.hexdigest()[:16]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -189,7 +190,7 @@ def _evaluate(run: Run, state, step, features, scores, log):
   return features
 
 
-def _sizes_and_change(run: Run, state, step) -> dict[str, float]:
+def _sizes_and_change(run: Run, state, step) -> dict[str, Any]:
   """Returns the scalars of an epoch's end, or of the first clustering."""
   now = run.clusters(state)
   # An image that has no cluster yet counts for none.

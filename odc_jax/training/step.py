@@ -86,7 +86,7 @@ def make_step(
         train=True,
       )
 
-    def loss_function(trained):
+    def loss_function(trained: dict[str, Any]):
       views, batch_stats = network.apply(
         {**params, **trained},
         state.batch_stats,
@@ -108,7 +108,7 @@ def make_step(
       loss_function, has_aux=True
     )(trained)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    trained: Any = optax.apply_updates(trained, updates)
     teacher = state.teacher
     if teacher is not None:
       m = method.teacher_momentum(config)
