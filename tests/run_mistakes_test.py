@@ -25,7 +25,10 @@ def start_here(monkeypatch, *args):
   monkeypatch.setattr("sys.argv", args)
   absl_flags.FLAGS.unparse_flags()
   for name in list(absl_flags.FLAGS):
-    absl_flags.FLAGS[name].unparse()
+    if name.startswith("config."):  # of the case before
+      delattr(absl_flags.FLAGS, name)
+    else:
+      absl_flags.FLAGS[name].unparse()
   program.main(program._parse(sys.argv))
 
 
@@ -57,7 +60,7 @@ def start_here(monkeypatch, *args):
     ([QUICK, "--config.model.name=resnet19"], ["resnet19", "resnet18"]),
     (
       [QUICK, "--config.model.weights=/nowhere/weights.pth"],
-      ["/nowhere/weights.pth", "--config.model.weights=FILE"],
+      ["/nowhere/weights.pth", "--config.model.weights="],
     ),
     ([QUICK, "--config.method=odd"], ["'odd'", "odc"]),
     ([QUICK, "--config.odc.assign_metric=l1"], ["'l1'", "cosine"]),
