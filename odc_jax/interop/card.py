@@ -1,5 +1,6 @@
 """What an export says of itself: config.json, and a model card."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -12,18 +13,22 @@ import jinja2
 
 from odc_jax.config import Config
 from odc_jax.data import loader
+from odc_jax.interop import recognise, timm_form
 from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs.scalars import declared
 from odc_jax.methods import METHODS
 from odc_jax.models import plain
-from odc_jax.models.network import STACKS
+from odc_jax.models.backbones import STACKS, num_features
 
 _HERE = pathlib.Path(__file__).parent
 
 # Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
 _WIDTH = 64
 
-_EXPANSIONS = {"resnet18": 1, "resnet34": 1, "resnet50": 4}
+_RESNETS = ("resnet18", "resnet34", "resnet50")
+
+# The first and the last layer in timm.
+_ENDS = {"vit": ("patch_embed.proj", "head"), "convnext": ("stem.0", "head.fc")}
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -34,40 +39,47 @@ def describe(config: Config) -> dict[str, Any]:
   """
   model, size = config.model, config.data.image_size
   in_channels = 2 if config.augment.sobel else 3
-  described = {
-    "architecture": model.name,
-    "num_classes": 0,
-    "num_features": _num_features(model),
-    "global_pool": "avg",
+  ours: dict[str, Any] = {
+    "sobel": config.augment.sobel,
+    "neck": _neck(config),
+    "head": METHODS[config.method].HEAD,
+  }
+  form = _form(config)
+  arguments = dict(form.arguments)
+  first, classifier = "conv1", "fc"
+  if model.name in STACKS:
+    ours["layers"] = _layers(model)
+  elif model.name in _RESNETS:
+    ours |= {"stem": model.stem, "width": model.width}
+  else:
+    first, classifier = _ENDS.get(model.name, ("conv_stem", "classifier"))
+    settings = dataclasses.asdict(recognise.settings_of(model))
+    ours |= {"name": model.name, "width": model.width, "settings": settings}
+    if in_channels != 3:
+      arguments["in_chans"] = in_channels
+  return {
+    "architecture": form.architecture,
+    "num_classes": form.num_classes,
+    "num_features": form.num_features,
+    **({"model_args": arguments} if arguments else {}),
     "pretrained_cfg": {
       "tag": "odc_jax",
       "custom_load": False,
       "input_size": [in_channels, size, size],
       "fixed_input_size": False,
-      "interpolation": "bilinear",
+      "interpolation": config.data.get("interpolation", "bilinear"),
       "crop_pct": _crop_fraction(size, config.data.eval_resize),
       "crop_mode": "center",
       "mean": list(config.augment.mean),
       "std": list(config.augment.std),
-      "num_classes": 0,
+      "num_classes": form.num_classes,
       # Where it takes other than three channels, timm up to 1.0.30 would leave
       # it random, with no more than a line in the log.
-      "first_conv": "conv1" if in_channels == 3 else None,
-      "classifier": "fc",
+      "first_conv": first if in_channels == 3 else None,
+      "classifier": classifier,
     },
-    "odc_jax": {
-      "sobel": config.augment.sobel,
-      "neck": _neck(config),
-      "head": METHODS[config.method].HEAD,
-    },
+    "odc_jax": ours,
   }
-  if model.name in STACKS:
-    described["odc_jax"]["layers"] = _layers(model)
-  else:
-    described["odc_jax"] |= {"stem": model.stem, "width": model.width}
-    if model.width != _WIDTH:
-      described["model_args"] = {"channels": _channels(model)}
-  return described
 
 
 def render(
@@ -87,12 +99,18 @@ def render(
     weights: What `hub.recorded` says of those that the run began with.
   """
   model, data = config.model, config.data
-  is_plain, neck = model.name in STACKS, _neck(config)
-  published = model.width == _WIDTH and model.stem == "imagenet"
+  form, neck = _form(config), _neck(config)
   in_channels = 2 if config.augment.sobel else 3
+  of_timm = model.name not in (*_RESNETS, *STACKS)
+  published = model.width == _WIDTH and model.stem == "imagenet"
   start = _weights_name(model.get("weights", ""))
   steps = loader.steps_per_epoch(config.num_examples, config.batch_size)
-  arguments = f'"{model.name}", num_classes=0'
+  library = "pytorch" if model.name in STACKS else "timm"
+  if of_timm:
+    whose, network = "timm", f"{model.name}, width {model.width}"
+  else:
+    whose = "DeepCluster" if model.name == "alexnet" else "torchvision"
+    network = f"{model.name}, {model.stem} stem, width {model.width}"
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE),
     undefined=jinja2.StrictUndefined,
@@ -101,11 +119,12 @@ def render(
     keep_trailing_newline=True,
   )
   return environment.get_template("card.md.jinja").render(
-    library="pytorch" if is_plain else "timm",
+    library=library,
     method=config.method,
     model=model,
+    network=network,
     source=_source(config),
-    summary=_summary(config, step, start),
+    summary=_summary(step, start, form.num_features),
     start=start,
     weights=weights,
     num_examples=config.num_examples,
@@ -114,7 +133,7 @@ def render(
     step=step,
     batch_size=config.batch_size,
     finished=finished,
-    num_features=_num_features(model),
+    num_features=form.num_features,
     in_channels=in_channels,
     numbers=[
       (name, f"{value:.4g}", declared(name) or "")
@@ -122,14 +141,20 @@ def render(
       if name.startswith("eval/")
     ],
     has_scores=METHODS[config.method].HEAD != "none",
-    in_timm=published and not is_plain,
-    timm_arguments=arguments + (", in_chans=2" if in_channels == 2 else ""),
-    in_torchvision=published and in_channels == 3 and model.name != "alexnet",
-    plain=is_plain,
-    whose="DeepCluster" if model.name == "alexnet" else "torchvision",
+    of_timm=of_timm,
+    in_timm=of_timm or (published and model.name in _RESNETS),
+    half=of_timm and model.get("settings", {}).get("pool") == "token_mean",
+    timm_arguments=f'"{model.name}", num_classes=0'
+    + (", in_chans=2" if in_channels == 2 else ""),
+    in_torchvision=published
+    and in_channels == 3
+    and (model.name in _RESNETS or model.name == "vgg16"),
+    plain=model.name in STACKS,
+    whose=whose,
     neck=neck,
     image_size=data.image_size,
     eval_resize=data.eval_resize,
+    interpolation=data.get("interpolation", "bilinear"),
     sobel=config.augment.sobel,
     mean=tuple(config.augment.mean),
     std=tuple(config.augment.std),
@@ -140,7 +165,7 @@ def render(
   )
 
 
-def _summary(config, step, start):
+def _summary(step, start, length):
   """Returns in a sentence or two what the network is."""
   if step:
     learned = (
@@ -152,7 +177,7 @@ def _summary(config, step, start):
     learned = "has random weights and was not trained"
   return textwrap.fill(
     f"The backbone of a network that {learned}. It turns an image into "
-    f"{_num_features(config.model):,} features, for nearest neighbours, a "
+    f"{length:,} features, for nearest neighbours, a "
     "linear classifier, or fine-tuning.",
     80,
   )
@@ -162,6 +187,18 @@ def _paper(method):
   """Returns what a method's module begins with: its paper and its code."""
   doc = inspect.getdoc(inspect.getmodule(METHODS[method].init)) or ""
   return "\n".join(doc.split("\n\n")[:2])
+
+
+def _form(config):
+  """Returns how timm makes, or would make, a network."""
+  model = config.model
+  if model.name in STACKS:
+    return timm_form.Form(model.name, {}, 0, num_features(model))
+  if model.name in _RESNETS:
+    channels = [model.width * 2**stage for stage in range(4)]
+    arguments = {} if model.width == _WIDTH else {"channels": channels}
+    return timm_form.Form(model.name, arguments, 0, num_features(model))
+  return timm_form.of(model, config.data.image_size)
 
 
 def _neck(config):
@@ -177,22 +214,6 @@ def _layers(model):
     for stage in STACKS[model.name]
     for layer in stage
   ]
-
-
-def _channels(model):
-  return [model.width * 2**stage for stage in range(4)]
-
-
-def _num_features(model):
-  if model.name in STACKS:
-    *_, last = (
-      layer
-      for stage in STACKS[model.name]
-      for layer in stage
-      if isinstance(layer, plain.Conv)
-    )
-    return plain.scaled(last.channels, model.width)
-  return _channels(model)[-1] * _EXPANSIONS[model.name]
 
 
 def _crop_fraction(size, resize):

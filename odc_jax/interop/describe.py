@@ -2,25 +2,36 @@
 
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from odc_jax.config import Config
 from odc_jax.config.auto import AUTO
 from odc_jax.errors import UserError
-from odc_jax.interop import hub
-from odc_jax.models import pretrained
+from odc_jax.interop import hub, recognise
 from odc_jax.models.backbones import num_features
+
+# What timm's config.json says.
+_FROM_CONFIG = (
+  "data.image_size",
+  "data.eval_resize",
+  "data.interpolation",
+  "augment.mean",
+  "augment.std",
+)
+
+_AUTO = ("model.name", *_FROM_CONFIG, "model.embedding_dim")
 
 
 def fill(config: Config) -> tuple[Config, list[str]]:
   """Replaces "auto" by what the weights of `model.weights` say.
 
   Args:
-    config: An experiment. These may be "auto": `model.name`,
-      `data.image_size`, `data.eval_resize`, `data.interpolation`,
-      `augment.mean`, `augment.std`; and `model.embedding_dim`, which is then
-      the length of the backbone's features, for an experiment without a neck.
+    config: An experiment. These may be "auto": `model.name` (then also
+      `model.stem`, `model.width` and `augment.sobel` follow from the weights,
+      and what `model.settings` leaves open), `data.image_size`,
+      `data.eval_resize`, `data.interpolation`, `augment.mean`, `augment.std`;
+      and `model.embedding_dim`, which is then the length of the backbone's
+      features, for an experiment without a neck.
 
   Returns:
     A copy without those, and lines that say what the network is.
@@ -29,19 +40,7 @@ def fill(config: Config) -> tuple[Config, list[str]]:
     UserError: The weights are not there; or they do not say, and the config
       does not either.
   """
-  wanted = [
-    name
-    for name in (
-      "model.name",
-      "data.image_size",
-      "data.eval_resize",
-      "data.interpolation",
-      "augment.mean",
-      "augment.std",
-      "model.embedding_dim",
-    )
-    if _value(config, name) == AUTO
-  ]
+  wanted = [name for name in _AUTO if _value(config, name) == AUTO]
   if not wanted:
     return config, []
   if not config.model.weights:
@@ -51,11 +50,11 @@ def fill(config: Config) -> tuple[Config, list[str]]:
     )
   weights = hub.resolve(config.model.weights)
   config = ConfigDict(config).copy_and_resolve_references()
-  found = _found(weights, wanted)
+  found = _found(weights, wanted, dict(config.model.get("settings", {})))
   with config.unlocked(), config.ignore_type():
     for name in found:
       section, key = name.split(".")
-      if name in wanted or name == "model.settings":
+      if name in wanted or name not in _FROM_CONFIG:
         config[section][key] = found[name]
     if "model.embedding_dim" in wanted:
       config.model.embedding_dim = num_features(config.model)
@@ -67,13 +66,10 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   return config, lines
 
 
-def _found(weights: hub.Weights, wanted) -> dict[str, Any]:
+def _found(weights: hub.Weights, wanted, settings) -> dict[str, Any]:
   found: dict[str, Any] = {}
   if "model.name" in wanted:
-    arrays = weights.arrays()
-    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
-    name, settings = pretrained.describe(shapes, weights.config)
-    found |= {"model.name": name, "model.settings": settings}
+    found = recognise.network(weights, settings)
   known = weights.preprocessing
   if known is not None:
     size = known.image_size

@@ -1,5 +1,6 @@
 """A file's network in place of ours: checked first, then taken over."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -13,14 +14,14 @@ from odc_jax.config import Config
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.interop import hub, names, recognise
-from odc_jax.models import pretrained
+from odc_jax.models import positions, pretrained
 from odc_jax.models.functional import Tree
 
 # What stands beside the stages in a file, and is no part of the backbone.
 _HEADS = re.compile(
   r"(fc|fc_cls|heads?|neck|classifier|linear|mlp|project\w*|predict\w*|"
   r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids|sobel|"
-  r"pre_logits)(\.|$)"
+  r"pre_logits|head_dist|mask_token)(\.|$)"
 )
 
 # The names of what they are made of, whatever their depth.
@@ -33,6 +34,12 @@ _LAYER = re.compile(
 )
 
 _MOST_NAMED = 4
+
+# Settings of a network of timm's that a file may be read with: they say what is
+# done with the same weights.
+_READ_WITH = {"pool", "patch", "resize"}
+
+_PATCHES = "patch_embed.proj.weight"
 
 # What a run takes over. Not the head: it knows clusters that the run does not
 # have, and officially too starts afresh after the first clustering.
@@ -67,7 +74,11 @@ def check(config: Config, shapes: Any) -> None:
   """
   if config.model.weights:
     load_into(
-      config.model.weights, shapes.params, shapes.batch_stats, _TO_START
+      config.model.weights,
+      shapes.params,
+      shapes.batch_stats,
+      _TO_START,
+      config.model,
     )
 
 
@@ -94,7 +105,7 @@ def initialize(
   name = config.model.weights
   if not name:
     return params, batch_stats
-  loaded = load_into(name, params, batch_stats, _TO_START)
+  loaded = load_into(name, params, batch_stats, _TO_START, config.model)
   processes.say(f"weights of {' and '.join(loaded.parts)} from {name}")
   for remark in loaded.remarks:
     processes.say(remark)
@@ -130,6 +141,7 @@ def load_into(
   params: Tree,
   batch_stats: Tree,
   parts: Iterable[str] = ("backbone", "neck", "head"),
+  model: Config | None = None,
 ) -> Loaded:
   """Puts the network of a file into ours.
 
@@ -139,6 +151,9 @@ def load_into(
     batch_stats: Likewise.
     parts: Which to take; neck and head only where the file has OpenSelfSup's
       names for them, and the shapes fit.
+    model: The section of our config, for what names and shapes do not tell of
+      networks of timm's, and what is asked for of the settings that a file
+      may be read with: `pool`, `patch`, `resize`.
 
   Raises:
     UserError: The file is not there or cannot be read; holds no network of
@@ -148,16 +163,20 @@ def load_into(
   """
   weights = hub.resolve(name)
   arrays = weights.arrays()
-  if pretrained.family(arrays):
-    return _whole(
-      name, pretrained.read(arrays, weights.config), params, batch_stats
-    )
   ours = {
     name: names.torch_shape(leaf)
     for name, leaf in names.by_name(params, batch_stats).items()
   }
   found, others = recognise.backbone(name, arrays)
   wanted = recognise.part(ours, "backbone.")
+  # Some backbones have a "head." of their own.
+  others = {
+    layer: array
+    for layer, array in others.items()
+    if layer not in wanted or found.get(layer) is not array
+  }
+  if pretrained.family(found):
+    found = _of_timm(name, found, weights.config, model)
   _check_backbone(name, found, wanted)
   taken = {f"backbone.{layer}": found[layer] for layer in wanted}
   loaded, remarks = ["backbone"], []
@@ -188,33 +207,61 @@ def load_into(
   return Loaded(*replaced, tuple(loaded), tuple(remarks))
 
 
-def _whole(source, found, params, batch_stats):
-  """Returns ours with a backbone that is made of a file's own settings."""
-  for ours, theirs in (
-    (params["backbone"], found.params),
-    (batch_stats.get("backbone", {}), found.batch_stats),
-  ):
-    shapes, others = (
-      jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
-      for tree in (ours, theirs)
+def _of_timm(source, arrays, described, model):
+  """Returns the arrays of a network of timm's as ours would have them.
+
+  Args:
+    source: What to call the file.
+    arrays: Of its backbone, by timm's names.
+    described: What its config.json says.
+    model: The section of our config, or None.
+
+  Raises:
+    UserError: They are of another network than that of our config.
+  """
+  if model is None:
+    return arrays
+  shapes = {name: array.shape for name, array in arrays.items()}
+  name, _ = recognise.architecture(source, shapes, described, {})
+  if name != model.name:
+    raise UserError(
+      f"{source} does not fit the network: it seems to hold another: "
+      f"--config.model.name={name}"
     )
-    if shapes != others:
-      raise UserError(
-        f"{source} holds a {found.name} of other settings than the config: "
-        "leave model.name and model.settings to the weights, "
-        "--config.model.name=auto"
-      )
-  statistics = dict(batch_stats)
-  if found.batch_stats:
-    statistics["backbone"] = found.batch_stats
-  return Loaded(
-    {**params, "backbone": found.params}, statistics, ("backbone",), ()
-  )
+  ours = dataclasses.asdict(recognise.settings_of(model))
+  asked = {key: ours[key] for key in _READ_WITH & ours.keys()}
+  _, theirs = recognise.architecture(source, shapes, described, asked)
+  if told := [
+    f"{key}={value}, not {ours[key]}"
+    for key, value in theirs.items()
+    if ours[key] != value
+  ]:
+    raise UserError(
+      f"{source} does not fit model.settings: it has {', '.join(told)}; "
+      "--config.model.name=auto leaves them to it"
+    )
+  if ours.get("pool") != "attention":
+    arrays = {
+      layer: array
+      for layer, array in arrays.items()
+      if not layer.startswith("attn_pool.")
+    }
+  kernel = arrays.get(_PATCHES)
+  if kernel is not None and kernel.shape[2] != ours["patch"]:
+    resized = positions.resize_patches(
+      np.asarray(kernel, np.float32), ours["patch"]
+    )
+    arrays = {**arrays, _PATCHES: resized}
+  return arrays
 
 
 def _check_backbone(source, found, wanted):
   """Raises a UserError if a file's backbone is not like ours."""
-  found = {name: a for name, a in found.items() if not _HEADS.match(name)}
+  found = {
+    name: array
+    for name, array in found.items()
+    if name in wanted or not _HEADS.match(name)
+  }
   wrong, unknown = _wrong(found, wanted), _unknown(found, wanted)
   if not wrong and not unknown:
     return
@@ -229,7 +276,7 @@ def _check_backbone(source, found, wanted):
   flags = [
     f"--config.{key}={value}"
     for key, value in theirs.items()
-    if value != ours[key]
+    if value != ours.get(key)
   ]
   if flags and not strange:
     raise UserError(f"{problem}. It seems to hold another: {' '.join(flags)}")

@@ -7,8 +7,8 @@
   embeddings = model.embed(images)  # [n, d], which the clusters are made of
   scores = model.scores(images)     # [n, k]; the largest is the cluster's
 
-Needs torch and safetensors. The backbone alone is `model.backbone`, with the
-names of `model.safetensors`.
+Needs torch and safetensors, and timm for the networks that come from there. The
+backbone alone is `model.backbone`, with the names of `model.safetensors`.
 """
 
 import json
@@ -149,6 +149,7 @@ def neck(kind: str, arrays: Arrays) -> nn.Sequential:
 class Model(nn.Module):
   """Backbone, neck and head, in evaluation mode."""
 
+  backbone: Any
   weight: torch.Tensor | None
   bias: torch.Tensor | None
 
@@ -165,7 +166,15 @@ class Model(nn.Module):
     self.neck_kind = ours["neck"]
     channels = 2 if self.sobel else 3
     name = config["architecture"]
-    if name in DEPTHS:
+    self.of_timm = "settings" in ours
+    self.both = self.of_timm and ours["settings"].get("pool") == "token_mean"
+    if self.of_timm:
+      import timm  # of which the other networks have no need
+
+      self.backbone = timm.create_model(
+        name, num_classes=config["num_classes"], **config["model_args"]
+      )
+    elif name in DEPTHS:
       self.backbone = ResNet(name, ours["stem"], ours["width"], channels)
     else:
       self.backbone = Plain(ours["layers"], channels)
@@ -174,18 +183,26 @@ class Model(nn.Module):
     self.register_buffer("weight", parts.get(f"head.{weight}"))
     self.register_buffer("bias", parts.get("head.fc_cls.bias"))
 
-  def maps(self, images: torch.Tensor) -> torch.Tensor:
-    """Returns the last map, [n, c, h', w'], of normalised [n, 3, h, w]."""
-    return self.backbone(sobel(images) if self.sobel else images)
-
   def forward(self, images: torch.Tensor) -> torch.Tensor:
-    """Returns the features, [n, c]: the last map averaged over space."""
-    return self.maps(images).mean((2, 3))
+    """Returns the features, [n, c], of normalised images [n, 3, h, w]."""
+    last = self.last(images)
+    if self.both:
+      patches = last[:, self.backbone.num_prefix_tokens :]
+      return torch.cat([last[:, 0], patches.mean(1)], 1)
+    return last if self.of_timm else last.mean((2, 3))
+
+  def last(self, images: torch.Tensor) -> torch.Tensor:
+    """Returns what features are made of: the last map, [n, c, h', w'].
+
+    Or the last tokens, [n, t, c], or what timm makes of them, [n, c].
+    """
+    x = sobel(images) if self.sobel else images
+    return self.backbone.forward_features(x) if self.both else self.backbone(x)
 
   def embed(self, images: torch.Tensor) -> torch.Tensor:
     """Returns embeddings, [n, d]; unit ones but in front of a linear head."""
     whole = self.neck_kind == "fc"
-    x = self.neck(self.maps(images) if whole else self(images))
+    x = self.neck(self.last(images) if whole else self(images))
     return x if self.head == "linear" else nn.functional.normalize(x)
 
   def scores(self, images: torch.Tensor) -> torch.Tensor:

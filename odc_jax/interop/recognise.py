@@ -6,14 +6,22 @@ others by its layers' shapes.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from odc_jax.config import Config
 from odc_jax.errors import UserError
-from odc_jax.models import plain
-from odc_jax.models.network import STACKS
+from odc_jax.interop import hub
+from odc_jax.models import (
+  convnext,
+  efficientnet_lite,
+  plain,
+  pretrained,
+  vit_settings,
+)
+from odc_jax.models.backbones import STACKS
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -49,11 +57,17 @@ _DEPTHS = {
 }
 
 # Networks that a file may hold.
-NETWORKS = (*_DEPTHS, *STACKS)
+NETWORKS = (
+  *(*_DEPTHS, *STACKS),
+  *("vision transformers, ConvNeXt and EfficientNet-Lite under timm's names",),
+)
 
 # The first layer of the latter; the official code wraps what is under
 # `features` alone.
 _FIRST = re.compile(r"(?:^|.*\.)features\.(module\.)?0\.weight$")
+
+# The settings of networks of timm's, but for EfficientNet-Lite's.
+_SETTINGS = {"vit": vit_settings.Settings, "convnext": convnext.Settings}
 
 _STEMS = {7: "imagenet", 3: "small"}  # by the size of the first kernel
 
@@ -74,19 +88,23 @@ def backbone(
   Raises:
     UserError: There is none, or there are several and none is to be preferred.
   """
-  candidates = {}
+  candidates: dict[str, Callable[[Arrays], Arrays]] = {}
   for mark, rename in (
-    ("layer1.0.conv1.weight", lambda name: name),
-    ("4.0.conv1.weight", _child),
+    ("layer1.0.conv1.weight", dict),
+    ("4.0.conv1.weight", _children),
   ):
     for name in weights:
       if name == mark or name.endswith(f".{mark}"):
         candidates[name.removesuffix(mark)] = rename
+  for name in weights:
+    for place in [0, *(match.end() for match in re.finditer(r"\.", name))]:
+      if pretrained.family([name[place:]]):
+        candidates[name[:place]] = efficientnet_lite.rename
   if not candidates:  # only then: a ResNet's children may be in `features` too
     for name in weights:
       if match := _FIRST.match(name):
         prefix = name.removesuffix(f"features.{match[1] or ''}0.weight")
-        candidates[prefix] = _without_wrapper
+        candidates[prefix] = _without_wrappers
   if not candidates:
     raise UserError(f"{source} {_other(weights)}")
   prefixes = list(candidates)
@@ -99,23 +117,30 @@ def backbone(
       "to take alone"
     )
   prefix = prefixes[0]
-  found = {
-    candidates[prefix](name): array
-    for name, array in part(weights, prefix).items()
-  }
+  try:
+    found = candidates[prefix](part(weights, prefix))
+  except UserError as error:  # the layers have no other names
+    raise UserError(f"{source}: {error}") from error
   others = part(weights, prefix.removesuffix("backbone."))
   return found, _fully_connected(found) | others
 
 
-def _child(name):
+def _children(arrays):
   """Returns "4.0.conv1.weight" as "layer1.0.conv1.weight"."""
-  first, _, rest = name.partition(".")
-  return f"{_CHILDREN.get(first, first)}.{rest}"
+
+  def renamed(name):
+    first, _, rest = name.partition(".")
+    return f"{_CHILDREN.get(first, first)}.{rest}"
+
+  return {renamed(name): array for name, array in arrays.items()}
 
 
-def _without_wrapper(name):
+def _without_wrappers(arrays):
   """Returns "features.module.0.weight" as "features.0.weight"."""
-  return re.sub(r"^features\.module\.", "features.", name)
+  return {
+    re.sub(r"^features\.module\.", "features.", name): array
+    for name, array in arrays.items()
+  }
 
 
 def _fully_connected(found):
@@ -146,7 +171,8 @@ def _other(weights):
   if not weights:
     return "holds no arrays"
   return (
-    "holds no ResNet, AlexNet or VGG; its names begin with "
+    f"holds no ResNet and none of the others here ({', '.join(NETWORKS[3:])}); "
+    "its names begin with "
     f"{', '.join(list(weights)[:3])}"
   )
 
@@ -160,12 +186,109 @@ def part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   }
 
 
+def network(
+  weights: hub.Weights, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Returns config key -> value of the network that weights are of.
+
+  Args:
+    weights: Found by `hub.resolve`.
+    settings: Of `model.settings`, those that are asked for.
+
+  Returns:
+    "model.name", "model.stem", "model.width", "model.settings" (of networks of
+    timm's; else {}) and "augment.sobel".
+
+  Raises:
+    UserError: They cannot be read, or are of no network here.
+  """
+  arrays, _ = backbone(weights.name, weights.arrays())
+  shapes = {name: array.shape for name, array in arrays.items()}
+  if pretrained.family(shapes):
+    name, found = architecture(
+      weights.name, shapes, weights.config, settings or {}
+    )
+    return {
+      "model.name": name,
+      "model.stem": "imagenet",
+      "model.width": weights.config.get("odc_jax", {}).get("width", 64),
+      "model.settings": found,
+      "augment.sobel": _in_channels(shapes) == 2,
+    }
+  described = describe(shapes)
+  if not described:
+    raise UserError(
+      f"{weights.name} holds a network of other layers than those of "
+      f"{', '.join(NETWORKS)}"
+    )
+  return described | {"model.settings": {}}
+
+
+def architecture(
+  source: str | os.PathLike,
+  shapes: Mapping[str, tuple[int, ...]],
+  config: Mapping[str, Any],
+  settings: Mapping[str, Any],
+) -> tuple[str, dict[str, Any]]:
+  """Returns `model.name` and `model.settings` of a network of timm's.
+
+  Args:
+    source: What to call the file.
+    shapes: timm's name -> shape in PyTorch.
+    config: timm's config.json, or {}; an export's says it all.
+    settings: Those that are asked for.
+
+  Raises:
+    UserError: There is no such network here, or a part of one.
+  """
+  try:
+    name, found = pretrained.describe(shapes, config)
+  except UserError as error:
+    raise UserError(f"{source}: {error}") from error
+  except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+    raise UserError(
+      f"{source} holds no whole network: {error} is missing or misshapen"
+    ) from error
+  pool = found.get("pool")
+  found |= _tupled(config.get("odc_jax", {}).get("settings", {}))
+  found |= _tupled(settings)
+  if found.get("pool") not in (pool, "attention"):
+    found["projection"] = 0  # which is made for the file's own pooling
+  return name, found
+
+
+def settings_of(model: Config) -> Any:
+  """Returns the `Settings` of a network of timm's that a config asks for.
+
+  Args:
+    model: The section; its `name` is one of these networks'.
+  """
+  kind = _SETTINGS.get(model.name, efficientnet_lite.Settings)
+  return kind(**_tupled(dict(model.get("settings", {}))))
+
+
+def _tupled(settings):
+  """Returns settings with tuples, for which JSON and ConfigDict have lists."""
+  return {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in settings.items()
+  }
+
+
+def _in_channels(shapes):
+  firsts = ("patch_embed.proj.weight", "stem.0.weight", "conv_stem.weight")
+  return next(shapes[name][1] for name in firsts if name in shapes)
+
+
 def describe(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   """Returns config key -> value of a network, or {} if it is none of ours.
 
   Args:
-    shapes: Name in torchvision -> shape in PyTorch.
+    shapes: Name in torchvision -> shape in PyTorch. Of networks of timm's only
+      the family and the channels are told from these.
   """
+  if kind := pretrained.family(shapes):
+    return {"model.name": kind, "augment.sobel": _in_channels(shapes) == 2}
   if "features.0.weight" in shapes:
     return _describe_stack(shapes)
   blocks = {

