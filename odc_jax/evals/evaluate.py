@@ -18,6 +18,7 @@ from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
 from odc_jax.files import write_json
+from odc_jax.interop import describe
 from odc_jax.interop import load as interop
 from odc_jax.logs import progress, writer
 from odc_jax.methods import METHODS
@@ -214,8 +215,9 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
       "no checkpoint in the work directory, and no weights: train first, or "
       "give --config.model.weights=FILE"
     )
+  described, _ = describe.fill(given)
   config, _ = auto.fill(
-    given,
+    described,
     num_examples,
     num_devices,
     METHODS[given.method].AUTO,

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import odc_folder
 from odc_jax import UserError
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.config import store
 from odc_jax.interop import card as card_lib
 from odc_jax.interop import export
+from odc_jax.interop.describe import fill
 from odc_jax.logs import scalars
 from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint
@@ -262,16 +264,23 @@ def test_the_card_of_random_weights_says_so():
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_the_cards_command_makes_the_same_network_and_input(size):
-  config = experiment(name="resnet50", stem="small", width=8)
+def test_the_cards_command_makes_the_same_network_and_input(tmp_path, size):
+  config = experiment(name="resnet18", stem="small", width=4)
   config.data.image_size, config.data.eval_resize = size, size + 7
-  found = card(config)
-  command = re.findall(r"```sh\n(.*?)```", found, re.DOTALL)[0]
-  flags = dict(
-    word.removeprefix("--config.").split("=", 1)
-    for word in shlex.split(command)
-    if word.startswith("--config.")
+  text = card(config)
+  export.write_files(
+    tmp_path,
+    export.state_dict(*random_weights(config), 0),
+    card_lib.describe(config),
+    text,
   )
+  command = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0]
+  words = shlex.split(command)
+  assert "--config=configs/odc_folder.py" in words
+  assert "--config.model.weights=/path/to/this/folder" in words
+  started = odc_folder.get_config()
+  started.model.weights = str(tmp_path)
+  found, _ = fill(started)
   for name in (
     "data.image_size",
     "data.eval_resize",
@@ -283,4 +292,4 @@ def test_the_cards_command_makes_the_same_network_and_input(size):
     "augment.std",
   ):
     section, key = name.split(".")
-    assert flags[name] == str(config[section][key])
+    assert found[section][key] == config[section][key], name
