@@ -219,6 +219,7 @@ ALLOWED = {
     "data",
     "errors",
     "evals",
+    "interop",
     "mesh",
     "methods",
     "passes",

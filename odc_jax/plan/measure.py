@@ -22,6 +22,7 @@ from odc_jax.config import check as config_lib
 from odc_jax.data import loader, sources
 from odc_jax.errors import UserError
 from odc_jax.evals import knn
+from odc_jax.interop import describe
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Passes
 from odc_jax.passes import extract
@@ -112,6 +113,7 @@ def run(
   options.check(config, method)
   if not num_examples:
     num_examples = len(sources.make(config.data.source, config.data.split))
+  config, _ = describe.fill(config)
   config, reasons = auto.fill(config, num_examples, mesh.size, method.AUTO)
   config = config_lib.resolve(config, num_examples, mesh.size)
   with jax.set_mesh(mesh):
