@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from odc_jax import UserError
-from odc_jax.interop import export
+from odc_jax.interop import export, recognise
 from odc_jax.interop.load import check, initialize, keep_digest, load_into
 from odc_jax.training import state as state_lib
 from tests.interop.networks import (
@@ -325,10 +325,7 @@ def test_layers_inside_the_blocks_rule_out_every_network_here(config, save):
   assert "network: layer1.0.se.fc1.weight [4, 16, 1, 1] has no place" in said
   assert "--config" not in said
   assert "no part of the backbone" not in said
-  assert (
-    "layers other than those of resnet18, resnet34, resnet50, alexnet, vgg16, "
-    "vision transformers, ConvNeXt and EfficientNet-Lite" in said
-  )
+  assert f"those of {', '.join(recognise.NETWORKS)} are not here" in said
 
 
 def test_half_a_backbone_is_to_be_saved_whole(config, state_dict, save):
