@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 from tensorboardX.summary import scalar
 
 from odc_jax.files import write_whole
