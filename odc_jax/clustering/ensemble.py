@@ -10,7 +10,7 @@ devices; no pair of images is ever compared, as co-association would.
 
 Against co-association (Fred & Jain 2005), the bipartite graph of images and
 clusters (Fern & Brodley 2004) and k-means on the heads' labels (Topchy et al.
-2005) it was chosen by measurement: docs/frozen.md.
+2005) it was chosen by measurement: docs/methods.md, TEMI.
 """
 
 from collections.abc import Sequence
