@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options
 from odc_jax.config import check as config_lib
-from odc_jax.data import loader, sources
+from odc_jax.data import loader, resident, sources
 from odc_jax.errors import UserError
 from odc_jax.evals import knn
 from odc_jax.interop import describe
@@ -149,9 +149,14 @@ def lowered(
   )
 
   embeddings = buffers[1]
-  large, *_ = program.batch["image"]
+  image = program.batch["image"]
+  if isinstance(image, resident.Taken):
+    num_views = image.num_views
+  else:  # the views of the first size
+    image = image[:1]
+    num_views = image[0].shape[1]
   augmented = jax.ShapeDtypeStruct(
-    (embeddings.shape[0], large.shape[1], embeddings.shape[1]),
+    (embeddings.shape[0], num_views, embeddings.shape[1]),
     embeddings.dtype,
     sharding=rows,
   )
@@ -183,7 +188,7 @@ def lowered(
     programs["clustering"] = lambda: jax.jit(recluster).lower(*arguments)
   if "augmented" in asked:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = program.batch | {"image": (large,)}
+    batch = program.batch | {"image": image}
     programs["augmented pass"] = lambda: program.observe.lower(
       augmented,
       params,

@@ -143,8 +143,13 @@ def assemble(
   )
   size = config.data.image_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
   batch = {
-    "image": _images(config, resident_side),
+    "image": (
+      _rows(config, outputs.features)
+      if frozen
+      else _images(config, resident_side)
+    ),
     "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   }
   return Program(
@@ -175,8 +180,17 @@ def assemble(
     jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
     shapes,
     shardings,
-    jax.eval_shape(forward, shapes.params, shapes.batch_stats, image),
+    outputs,
     batch,
+  )
+
+
+def _rows(config, features):
+  """Returns the shapes of what a batch has of a frozen backbone's features."""
+  rows = mesh_lib.padded_rows(config.num_examples)
+  return resident.Taken(
+    jax.ShapeDtypeStruct((rows, features.shape[1]), features.dtype),
+    sum(crop.views for crop in loader.crops(config.data)),
   )
 
 

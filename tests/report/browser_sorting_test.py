@@ -148,6 +148,7 @@ def test_images_are_marked_with_keys(page):
   badges = tile.locator(".badge").all_text_contents()
   assert badges[:4] == ["keep", "keep", "", ""]
   page.locator("#marked-list summary").click()
+  page.wait_for_selector("#marked-galleries .tile")  # drawn when it is open
   assert keys(page, "#marked-galleries .tile") == sorted(
     keys(page, '.sheet[data-cluster="2"] .tile')[:2],
     key=lambda key: keys(page, "#marked-galleries .tile").index(key),
