@@ -83,46 +83,14 @@ def hand_over(
   components = pca.fit(
     found.features, own_rows < num_clusters, _NUM_COMPONENTS, _EIGEN_POWER
   )
-
-  def chunks():
-    """Yields a chunk's place, its judgement, and what is known of it."""
-    for start in range(0, n, _CHUNK):
-      features, embeddings, signatures = _rows(
-        (found.features, found.embeddings, found.signatures), start
-      )
-      judged = program.judge(
-        state.params, centroids, embeddings, asked[start : start + _CHUNK]
-      )
-      count = min(_CHUNK, n - start)
-      yield (
-        slice(start, start + count),
-        *jax.tree.map(
-          lambda array, count=count: processes.to_host(array)[:count],
-          (judged, features, embeddings, signatures),
-        ),
-      )
-
+  chunks = _judged_chunks(program, state, found, centroids, asked, n)
   if not processes.is_first():
-    for _ in chunks():  # the devices need all of us
+    for _ in chunks:  # the devices need all of us
       pass
     return
-
-  judgements, looks = [], []
-  with (
-    _rows_file(
-      workdir / "embeddings.npy", (n, found.embeddings.shape[1])
-    ) as all_embeddings,
-    _rows_file(
-      workdir / "features.npy", (n, len(components.components))
-    ) as all_features,
-  ):
-    for where, judged, features, embeddings, signatures in chunks():
-      judgements.append(judged)
-      looks.append(signatures)
-      there = readable[where, None]
-      all_embeddings[where] = np.where(there, vectors.unit(embeddings), 0)
-      reduced = vectors.unit(components.project(features))
-      all_features[where] = np.where(there, reduced, 0)
+  judgements, signatures = _write_rows(
+    workdir, chunks, components, readable, found.embeddings.shape[1]
+  )
   nearest, *rest = (
     np.concatenate(parts) for parts in zip(*judgements, strict=True)
   )
@@ -135,9 +103,75 @@ def hand_over(
     judged=write.Judged(clusters, nearest, *rest),
     centroids=np.asarray(centroids),
     components=components._asdict(),
-    signatures=np.concatenate(looks),
+    signatures=np.concatenate(signatures),
     num_groups=num_groups,
   )
+
+
+def _judged_chunks(program, state, found, centroids, asked, num_images):
+  """Yields the training images' rows, `_CHUNK` of them at a time.
+
+  All processes have to take every chunk: the devices compute it together.
+
+  Args:
+    program: What computed `found`.
+    state: The network.
+    found: What it makes of the training images.
+    centroids: Of the clusters, [k, d].
+    asked: The cluster that an image is judged as a member of, [rows]; -1 for
+      the nearest.
+    num_images: How many of the rows are images and no padding.
+
+  Yields:
+    The chunk's place as a slice, its `Judgement`, features, embeddings and
+    signatures, as NumPy arrays.
+  """
+  for start in range(0, num_images, _CHUNK):
+    features, embeddings, signatures = _rows(
+      (found.features, found.embeddings, found.signatures), start
+    )
+    judged = program.judge(
+      state.params, centroids, embeddings, asked[start : start + _CHUNK]
+    )
+    count = min(_CHUNK, num_images - start)
+    yield (
+      slice(start, start + count),
+      *jax.tree.map(
+        lambda array, count=count: processes.to_host(array)[:count],
+        (judged, features, embeddings, signatures),
+      ),
+    )
+
+
+def _write_rows(workdir, chunks, components, readable, width):
+  """Writes `embeddings.npy` and `features.npy`, rows of unit length.
+
+  Args:
+    workdir: The work directory.
+    chunks: See `_judged_chunks`.
+    components: What the features are projected on (`pca.PCA`).
+    readable: Which images could be read, [n]; the others' rows are zeros.
+    width: Width of the embeddings.
+
+  Returns:
+    The chunks' judgements, and their signatures.
+  """
+  n = len(readable)
+  judgements, signatures = [], []
+  with (
+    _rows_file(workdir / "embeddings.npy", (n, width)) as all_embeddings,
+    _rows_file(
+      workdir / "features.npy", (n, len(components.components))
+    ) as all_features,
+  ):
+    for where, judged, features, embeddings, chunk_signatures in chunks:
+      judgements.append(judged)
+      signatures.append(chunk_signatures)
+      there = readable[where, None]
+      all_embeddings[where] = np.where(there, vectors.unit(embeddings), 0)
+      reduced = vectors.unit(components.project(features))
+      all_features[where] = np.where(there, reduced, 0)
+  return judgements, signatures
 
 
 @contextlib.contextmanager

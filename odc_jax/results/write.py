@@ -88,16 +88,12 @@ def write(
     UserError: There cannot be so many groups.
   """
   features = np.load(workdir / "features.npy", mmap_mode="r")
-  with whole(workdir / "centroids.npy") as path, path.open("wb") as file:
-    np.save(file, centroids)
-  with whole(workdir / "components.npz") as path, path.open("wb") as file:
-    np.savez(file, allow_pickle=False, **components)
+  _save_arrays(workdir, centroids, components)
   num_clusters = len(centroids)
   sizes = np.bincount(judged.cluster[readable], minlength=num_clusters)
   means = clusters.means(features, judged.cluster, num_clusters)
   merges = tree.merge_tree(means, sizes)
   groups = _cut(merges, num_groups, sizes)
-  thresholds = {"outlier_threshold": None, "novelty_threshold": None}
   columns = {
     "key": keys,
     "label": labels,
@@ -110,47 +106,19 @@ def write(
   }
   if groups is not None:
     columns["group"] = groups[judged.cluster]
+  thresholds = {"outlier_threshold": None, "novelty_threshold": None}
   if len(features) <= MOST_COMPARED:
-    with progress.bar("comparing the images", len(features)) as advance:
-      index = neighbors.Neighbors(features)
-      rows, similarities = neighbors.neighbors_of_all(
-        index, features, NUM_NEIGHBORS, lambda done, _: advance(done)
-      )
-    del index
-    # Of an image whose features are zero nothing is known but that it is odd.
-    scores = np.nan_to_num(outliers.scores(similarities), nan=1.0)
-    thresholds = {
-      "outlier_threshold": outliers.threshold(scores[readable]),
-      "novelty_threshold": outliers.novelty_threshold(scores[readable]),
-    }
-    columns |= {
-      "outlier_score": scores,
-      "is_outlier": scores > thresholds["outlier_threshold"],
-      "near_duplicate_group": duplicates.groups(rows, signatures),
-      "neighbors": (rows, similarities),
-    }
-    with progress.bar("drawing the map", len(features)) as advance:
-      columns["projection"] = np.nan_to_num(projection.project(features))
-      advance(len(features))
+    compared, thresholds = _compare(features, readable, signatures)
+    columns |= compared
   table.write(workdir / "clusters.parquet", columns, readable)
 
-  candidates = tree.candidates(num_clusters)
-  cuts = (
-    tree.silhouettes(features, judged.cluster, means, merges, candidates)
-    if merges is not None
-    else []
-  )
-  best, advice = tree.advice(num_clusters, int(readable.sum()), cuts)
-  agreement = float(
-    np.mean(judged.nearest[readable] == judged.cluster[readable])
-  )
-  if agreement < _LOW_AGREEMENT:
-    best = None
-    advice = (
-      f"Only {agreement:.0%} of the images lie nearest to the centroid of "
-      "their own cluster: the clusters lag behind the network. Train longer "
-      "before you use them, or judge their number."
+  cuts = []
+  if merges is not None:
+    cuts = tree.silhouettes(
+      features, judged.cluster, means, merges, tree.candidates(num_clusters)
     )
+  agreement = float(np.mean((judged.nearest == judged.cluster)[readable]))
+  best, advice = _advise(num_clusters, int(readable.sum()), cuts, agreement)
   summary = {
     "num_clusters": num_clusters,
     "num_images": len(features),
@@ -166,3 +134,59 @@ def write(
   write_json(workdir / "clusters.json", summary)
   if (workdir / annotations.FILE).exists():
     print(annotations.apply(workdir, workdir / annotations.FILE))
+
+
+def _save_arrays(workdir, centroids, components):
+  """Writes `centroids.npy` and `components.npz`."""
+  with whole(workdir / "centroids.npy") as path, path.open("wb") as file:
+    np.save(file, centroids)
+  with whole(workdir / "components.npz") as path, path.open("wb") as file:
+    np.savez(file, allow_pickle=False, **components)
+
+
+def _compare(features, readable, signatures):
+  """Compares every image with every other one.
+
+  Args:
+    features: [n, c], of unit length; zeros for an unreadable image.
+    readable: Which images could be read, [n].
+    signatures: Grey thumbnails, [n, s].
+
+  Returns:
+    The columns of `clusters.parquet` that follow from it (neighbors, outlier
+    score, near-duplicate group, position on the map), and the thresholds of
+    the outlier score for the training images and for new ones.
+  """
+  with progress.bar("comparing the images", len(features)) as advance:
+    index = neighbors.Neighbors(features)
+    rows, similarities = neighbors.neighbors_of_all(
+      index, features, NUM_NEIGHBORS, lambda done, _: advance(done)
+    )
+  del index  # as large as the features, and the map needs memory too
+  # Of an image whose features are zero nothing is known but that it is odd.
+  scores = np.nan_to_num(outliers.scores(similarities), nan=1.0)
+  thresholds = {
+    "outlier_threshold": outliers.threshold(scores[readable]),
+    "novelty_threshold": outliers.novelty_threshold(scores[readable]),
+  }
+  columns = {
+    "outlier_score": scores,
+    "is_outlier": scores > thresholds["outlier_threshold"],
+    "near_duplicate_group": duplicates.groups(rows, signatures),
+    "neighbors": (rows, similarities),
+  }
+  with progress.bar("drawing the map", len(features)) as advance:
+    columns["projection"] = np.nan_to_num(projection.project(features))
+    advance(len(features))
+  return columns, thresholds
+
+
+def _advise(num_clusters, num_images, cuts, agreement):
+  """Returns the best number of groups, or None, and a sentence of advice."""
+  if agreement < _LOW_AGREEMENT:
+    return None, (
+      f"Only {agreement:.0%} of the images lie nearest to the centroid of "
+      "their own cluster: the clusters lag behind the network. Train longer "
+      "before you use them, or judge their number."
+    )
+  return tree.advice(num_clusters, num_images, cuts)
