@@ -61,7 +61,9 @@ def options_for_once(mesh: Mesh) -> dict[str, int] | None:
   """Returns `compiler_options` for what runs once, and so need not be fast.
 
   On a CPU the compiler takes two to three seconds for every array of normal
-  draws, a fifth of that without optimising them; the draws are the same.
+  draws, a fifth of that without optimising them. The draws differ by rounding:
+  of a ResNet-18's 66 arrays in 23, there in at most a twentieth of the numbers,
+  by at most 2.4e-7 of their size.
 
   Args:
     mesh: The devices to compile for.

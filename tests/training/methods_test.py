@@ -161,8 +161,8 @@ def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_method_of_the_readme(environment, tmp_path):
-  text = (ROOT / "README.md").read_text()
+def test_the_method_of_the_docs(environment, tmp_path):
+  text = (ROOT / "docs" / "methods.md").read_text()
   (code,) = re.findall(r"<!-- ci: method -->\n```python\n(.*?)```", text, re.S)
   environment = {**environment, "PYTHONPATH": str(ROOT)}
   subprocess.run(
