@@ -37,6 +37,17 @@ def _steps(workdir):
   ]
 
 
+def _stored(state):
+  """Returns the parts of a state that a checkpoint holds: name -> part.
+
+  A part that this method has not, None, leaves no trace: so checkpoints that
+  were written before there was such a part are read as ever.
+  """
+  return {
+    name: part for name, part in state._asdict().items() if part is not None
+  }
+
+
 def _target(shapes, shardings):
   """Returns what Orbax is to restore, and where to."""
   # Shapes with shardings, not arrays: a numpy target of another shape would
@@ -126,7 +137,7 @@ class Checkpoints:
     """Starts writing `state`; returns before it is on disk."""
     self.wait()
     self._manager.save(
-      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave(_stored(state)))
     )
     self._sealing = threading.Thread(target=self._seal)
     self._sealing.start()
@@ -141,7 +152,7 @@ class Checkpoints:
     Raises:
       UserError: If there are checkpoints, but none can be read.
     """
-    target = _target(shapes, shardings)
+    target = _target(_stored(shapes), _stored(shardings))
     damaged = []
     for step in reversed(self.steps()):
       # One process looks at the files, so that all take the same checkpoint.
@@ -169,7 +180,7 @@ class Checkpoints:
       for bad in damaged:
         # Otherwise the run could not save again when it gets there.
         self._manager.delete(bad)
-      return restored["state"]
+      return shapes._replace(**restored["state"])
     if damaged:
       raise UserError(
         f"no checkpoint in {self.folder} can be read (tried "
