@@ -67,13 +67,21 @@ def pytest_generate_tests(metafunc):
       metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Puts the files that start whole programs first.
+  """Spreads the tests over the workers: a file at a time, the longest first.
 
-  They take longest; a worker left with one at the end would work alone.
+  A worker left with a long file at the end would work alone. What is tested of
+  every method is long, and is spread by methods, which share nothing.
   """
-  long = ("run_", "trained_", "deaths_", "plan_", "train_")
+  long = ("methods_test", "run_", "deaths_", "step_")
   items.sort(key=lambda item: not item.path.name.startswith(long))
+  for item in items:
+    group = item.path.relative_to(item.config.rootpath).as_posix()
+    if item.path.name == "methods_test.py":
+      params = item.callspec.params if hasattr(item, "callspec") else {}
+      group += str(params.get("finished", params.get("name", "")))
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
+from absl import flags as absl_flags
+
+import run as run_py
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,6 +36,20 @@ def run(environment, workdir, *flags, cwd=ROOT):
   process = start(environment, workdir, *flags, cwd=cwd)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+def run_here(monkeypatch, *args):
+  """Does in this process what `python run.py` does."""
+  # ml_collections looks there for the keys that are set.
+  args = ["run.py", "--num_processes=1", *args]  # JAX runs here already
+  monkeypatch.setattr("sys.argv", args)
+  absl_flags.FLAGS.unparse_flags()
+  for name in list(absl_flags.FLAGS):
+    if name.startswith("config."):  # of the case before
+      delattr(absl_flags.FLAGS, name)
+    else:
+      absl_flags.FLAGS[name].unparse()
+  run_py.main(run_py._parse(sys.argv))
 
 
 def start_together(environment, workdir, count, devices, *flags, each=None):

@@ -1,14 +1,11 @@
 """Mistakes: exit status 2 and one line with the value and the remedy."""
 
 import shlex
-import sys
 
 import pytest
-from absl import flags as absl_flags
 
-import run as program
 from odc_jax import UserError
-from tests.program import assert_refused, run
+from tests.program import assert_refused, run, run_here
 
 # ml_collections loads a config by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -16,20 +13,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 QUICK = "--config=configs/odc_digits.py:quick"
-
-
-def start_here(monkeypatch, *args):
-  """Does in this process what `python run.py` does."""
-  # ml_collections looks there for the keys that are set.
-  args = ["run.py", "--num_processes=1", *args]  # JAX runs here already
-  monkeypatch.setattr("sys.argv", args)
-  absl_flags.FLAGS.unparse_flags()
-  for name in list(absl_flags.FLAGS):
-    if name.startswith("config."):  # of the case before
-      delattr(absl_flags.FLAGS, name)
-    else:
-      absl_flags.FLAGS[name].unparse()
-  program.main(program._parse(sys.argv))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +67,7 @@ def start_here(monkeypatch, *args):
 def test_mistakes_are_answered_in_one_line(tmp_path, monkeypatch, flags, words):
   workdir = tmp_path / "run"
   with pytest.raises(UserError) as refused:
-    start_here(monkeypatch, f"--workdir={workdir}", *flags)
+    run_here(monkeypatch, f"--workdir={workdir}", *flags)
   assert "\n" not in str(refused.value)
   for word in words:
     assert word in str(refused.value)

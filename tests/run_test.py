@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +17,7 @@ from tests.program import (
   lines_of,
   run,
   start,
+  wait_for_lines,
 )
 
 QUICK = "--config=configs/odc_digits.py:quick"
@@ -81,21 +81,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(
-  environment, finished, tmp_path, number
+  environment, finished, tmp_path
 ):
   workdir = tmp_path / "run"
-  process = start(environment, workdir, *SHORT)
-  path = workdir / "metrics.jsonl"
-  while not path.exists() or path.read_text().count("\n") < 4:
-    assert process.poll() is None
-    time.sleep(0.01)
-  process.send_signal(number)
-  _, err = process.communicate(timeout=120)
-  assert process.returncode == 128 + number
-  assert "the same command goes on" in err
-  assert "Traceback" not in err
+  for number, lines in (signal.SIGINT, 4), (signal.SIGTERM, 12):
+    process = start(environment, workdir, *SHORT)
+    wait_for_lines(workdir, lines, [process])
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
   status, out, err = run(environment, workdir, *SHORT)
   assert status == 0, err
   assert "going on from step" in out

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,13 +20,7 @@ from odc_jax.methods import METHODS
 from odc_jax.plan import measure
 from odc_jax.training import loop, setup
 from odc_jax.training.programs import assemble
-from tests.program import (
-  ROOT,
-  assert_same_run,
-  kill_and_go_on,
-  lines_of,
-  run,
-)
+from tests.program import ROOT, assert_same_run, lines_of, run_here
 
 each_method = pytest.mark.parametrize("name", METHODS)
 # Small enough for a minute, long enough for every branch of a step: several
@@ -46,34 +42,67 @@ def digits(name, **overrides):
   return config
 
 
-def flags(name):
-  return [
-    f"--config=configs/{name}_digits.py:quick",
-    *(f"--config.{key}={value}" for key, value in SHORT.items()),
-  ]
+class Killed(BaseException):
+  """Nothing that the program would catch."""
+
+
+def train_until_killed(name, workdir, num_steps):
+  """Raises Killed after a number of steps."""
+  steps_left = num_steps
+
+  class Cut(loop.StepLog):
+    def add(self, *args):
+      nonlocal steps_left
+      super().add(*args)
+      steps_left -= 1
+      if not steps_left:
+        raise Killed
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "StepLog", Cut)
+    loop.train(digits(name, **SHORT), workdir)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Lets runs in this process have one device, as where most are started."""
+  everything = mesh_lib.make_mesh
+  monkeypatch.setattr(mesh_lib, "make_mesh", lambda: everything(1))
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def finished(request, environment, tmp_path_factory):
+def finished(request, tmp_path_factory):
   """A method's name, and the work directory of a run of it."""
   name = request.param
   workdir = tmp_path_factory.mktemp(name) / "run"
-  status, _, err = run(environment, workdir, *flags(name))
-  assert status == 0, err
+  everything = mesh_lib.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, "make_mesh", lambda: everything(1))
+    loop.train(digits(name, **SHORT), workdir)
   return name, workdir
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-  environment, finished, tmp_path
+  finished, tmp_path, one_device
 ):
+  """Here the loop is left between two steps; run_test.py kills the program."""
   name, whole = finished
-  kill_and_go_on(environment, tmp_path / "run", *flags(name))
-  assert_same_run(tmp_path / "run", whole)
+  seed = time.time_ns()
+  print(f"seed {seed}")
+  chance = random.Random(seed)
+  workdir = tmp_path / "run"
+  for _ in range(2):
+    with pytest.raises(Killed):
+      train_until_killed(name, workdir, chance.randint(2, 40))
+  loop.train(digits(name, **SHORT), workdir)
+  assert_same_run(workdir, whole)
 
 
 @pytest.mark.slow
-def test_all_modes_work_on_a_run(environment, finished, tmp_path):
+def test_all_modes_work_on_a_run(
+  finished, tmp_path, one_device, monkeypatch, capsys
+):
   _, workdir = finished
   summary = json.loads((workdir / "summary.json").read_text())
   assert 0.5 < summary["eval/knn_top1"] <= 1
@@ -93,11 +122,11 @@ def test_all_modes_work_on_a_run(environment, finished, tmp_path):
   assert len(losses) > 10
   assert np.all(np.isfinite(losses))
 
-  status, out, err = run(
-    environment, workdir, "--mode=evaluate", "--evals=clustering,kmeans,linear"
-  )
-  assert status == 0, err
-  assert "eval/linear_top1_lbfgs" in out
+  def in_mode(mode, *flags):
+    run_here(monkeypatch, f"--workdir={workdir}", f"--mode={mode}", *flags)
+
+  in_mode("evaluate", "--evals=clustering,kmeans,linear")
+  assert "eval/linear_top1_lbfgs" in capsys.readouterr().out
 
   images = tmp_path / "images"
   images.mkdir()
@@ -105,16 +134,12 @@ def test_all_modes_work_on_a_run(environment, finished, tmp_path):
   for i in range(5):
     pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(images / f"{i}.png")
-  status, _, err = run(
-    environment, workdir, "--mode=assign", f"--images={images}"
-  )
-  assert status == 0, err
+  in_mode("assign", f"--images={images}")
   assigned = pq.read_table(workdir / "assigned.parquet").to_pydict()
   assert set(assigned["cluster"]) <= set(clusters.tolist())
 
   for mode in "report", "export":
-    status, _, err = run(environment, workdir, f"--mode={mode}")
-    assert status == 0, err
+    in_mode(mode)
   assert (workdir / "report.html").stat().st_size > 100_000
   assert list(workdir.rglob("*.safetensors"))
 
