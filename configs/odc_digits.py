@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.method = "odc"
   config.seed = 0
   config.num_clusters = 30
-  config.num_epochs = 70
+  config.num_epochs = 40
   config.batch_size = 64
 
   config.data = ConfigDict(
@@ -88,7 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "weight_decay": 5e-4,
       "schedule": "step",
       "warmup_epochs": 0.0,
-      "decay_epochs": (55,),
+      "decay_epochs": (32,),
       "decay_rate": 0.4,
       "num_epochs": config.get_ref("num_epochs"),
     }
