@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from odc_jax.data import boxes, decode, loader
+from odc_jax.data import order as order_lib
 from odc_jax.data.decode import Crop
 from odc_jax.data.loader import Batch
 from odc_jax.data.resident import Cuts, Images, Rows, Taken
@@ -88,7 +89,7 @@ def _drawn_to_train(
   def draw(step: int) -> Batch:
     start = time.thread_time()
     n = len(data.labels) if isinstance(data, Rows) else len(data.sizes)
-    index = loader.batch_indices(
+    index = order_lib.batch_indices(
       n, batch_size, step, seed, config.sampling, order
     )[rows]
     if isinstance(data, Rows):

@@ -20,6 +20,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options
 from odc_jax.config import check as config_lib
 from odc_jax.data import loader, resident, sources
+from odc_jax.data import order as order_lib
 from odc_jax.errors import UserError
 from odc_jax.evals import knn
 from odc_jax.interop import describe
@@ -271,7 +272,7 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   devices = list(mesh.devices.flat)
   num_processes = len({device.process_index for device in devices})
   limit, limit_source, peak = device_limits(devices[0])
-  steps_per_epoch = loader.steps_per_epoch(
+  steps_per_epoch = order_lib.steps_per_epoch(
     config.num_examples, config.batch_size
   )
   num_steps = int(config.num_epochs * steps_per_epoch)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from odc_jax.config import Config, auto, check, options, store
 from odc_jax.data import bad_images, capacity, feed, folder, loader, sources
+from odc_jax.data import order as order_lib
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
@@ -250,7 +251,7 @@ def _sized(config, method: Method, train, mesh, num_groups):
   for line in (*described, *reasons):
     processes.say(line)
   # Asked for once here, so that a mistake shows before anything is computed.
-  loader.batch_indices(
+  order_lib.batch_indices(
     n, config.batch_size, 0, config.seed, config.data.sampling
   )
   num_steps = int(config.num_epochs * check.steps_per_epoch(config))
