@@ -153,39 +153,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   """
   config, mesh = subject.config, subject.mesh
   momentum = optax.trace(decay=0.9, nesterov=recipe.nesterov)
-  augmentation = _augmentation(config, recipe.jitter)
-
-  @functools.partial(
-    jax.jit,
-    out_shardings=mesh_lib.replicated(mesh),
-    compiler_options=compiler.compiler_options(mesh),
-  )
-  def step(state, frozen, images, index, labels, number, rates, decay):
-    params, batch_stats, velocity = state
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    (views,) = augment.augment_views(augmentation, key, images, index)
-    images = views[:, 0]
-
-    def loss_function(params):
-      logits, new_stats = learner.apply(
-        params, batch_stats, frozen, 255 * images, True
-      )
-      return sum(_mean_loss(x, labels) for x in logits), new_stats
-
-    (loss, batch_stats), gradients = jax.value_and_grad(
-      loss_function, has_aux=True
-    )(params)
-    decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
-    updates, velocity = momentum.update(decayed, velocity)
-    # Of each part: its weights less its rate times their updates.
-    params = jax.tree.map(
-      lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
-      rates,
-      params,
-      updates,
-    )
-    return (params, batch_stats, velocity), loss
-
+  step = _step(config, mesh, learner, momentum, recipe.jitter)
   start = jax.jit(momentum.init, out_shardings=mesh_lib.replicated(mesh))
 
   def train(
@@ -225,6 +193,48 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     return Learned(state[0], state[1], losses)
 
   return train
+
+
+def _step(config, mesh, learner, momentum, jitter):
+  """Returns the step of `trainer`, jitted.
+
+  (state, frozen, images, index, labels, number, rates, decay) -> (state, loss),
+  where the state is (params, batch_stats, velocity) and `number` counts steps.
+  """
+  augmentation = _augmentation(config, jitter)
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=mesh_lib.replicated(mesh),
+    compiler_options=compiler.compiler_options(mesh),
+  )
+  def step(state, frozen, images, index, labels, number, rates, decay):
+    params, batch_stats, velocity = state
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    (views,) = augment.augment_views(augmentation, key, images, index)
+    images = views[:, 0]
+
+    def loss_function(params):
+      logits, new_stats = learner.apply(
+        params, batch_stats, frozen, 255 * images, True
+      )
+      return sum(_mean_loss(x, labels) for x in logits), new_stats
+
+    (loss, batch_stats), gradients = jax.value_and_grad(
+      loss_function, has_aux=True
+    )(params)
+    decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
+    updates, velocity = momentum.update(decayed, velocity)
+    # Of each part: its weights less its rate times their updates.
+    params = jax.tree.map(
+      lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
+      rates,
+      params,
+      updates,
+    )
+    return (params, batch_stats, velocity), loss
+
+  return step
 
 
 def scorer(subject: Subject, learner: Learner) -> Callable:
