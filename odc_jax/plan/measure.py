@@ -35,9 +35,11 @@ from odc_jax.plan.table import (
   _num_bytes,
   _print_bytes,
   _print_collectives,
+  _print_counts,
   _print_phases,
   _tree_bytes,
 )
+from odc_jax.training import parameters
 from odc_jax.training.programs import Program, assemble
 
 # Two steps are under way, and the next batch is on its way.
@@ -286,6 +288,8 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   )
   print(*reasons, sep="\n", end="\n" if reasons else "")
 
+  num_parameters = parameters.counts(program.shapes.params)
+  _print_counts("Parameters", num_parameters)
   parts = _parts(program, mesh)
   _print_bytes("Bytes per device", parts)
   state_bytes = sum(parts.values()) - parts["batches"]
@@ -322,6 +326,7 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
     "limit": limit,
     "fits": fits,
     "too_large": too_large,
+    "num_parameters": num_parameters,
     "parts": parts,
     "phases": phases,
     "host": host,

@@ -29,7 +29,7 @@ from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features
 from odc_jax.results import groups
-from odc_jax.training import checkpoint
+from odc_jax.training import checkpoint, parameters
 from odc_jax.training import state as state_lib
 from odc_jax.training.programs import Program, assemble
 from odc_jax.training.recluster import Reclustering
@@ -162,6 +162,7 @@ def open_run(
   _check_processes(config, train, workdir, resuming)
   if processes.is_first():
     _prepare(workdir, config, train.keys, resuming)
+    parameters.write(program.shapes.params, workdir)
   _wait_for_config(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
