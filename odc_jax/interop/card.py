@@ -1,4 +1,4 @@
-"""What an export says of itself: config.json, and a model card."""
+"""The description of an export: config.json, and a model card."""
 
 import dataclasses
 import inspect

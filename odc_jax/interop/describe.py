@@ -1,4 +1,4 @@
-"""What a config leaves to the weights: the network, and how it wants images."""
+"""Fills in what the weights determine: the network and its input images."""
 
 from typing import Any
 

@@ -308,8 +308,8 @@ def _tensor(storage, start, shape, strides, *_, dtype=None):
   Args:
     storage: A `Storage`.
     start: Offset in it, in numbers.
-    shape: Of the tensor.
-    strides: Likewise.
+    shape: The tensor's.
+    strides: The tensor's, in numbers.
     _: Whether it has gradients, and the like.
     dtype: Its type, if not the storage's.
   """
