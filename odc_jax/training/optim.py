@@ -131,7 +131,8 @@ def adamw(
 
   Args:
     learning_rate: A number, or step -> a number.
-    weight_decay: Likewise; times the learning rate, as in PyTorch.
+    weight_decay: A number, or step -> a number; it is multiplied by the
+      learning rate, as in PyTorch.
     momentum: Of the first moment.
 
   Source: DINO utils.py: get_params_groups.

@@ -1,7 +1,6 @@
-"""What is compiled for a run: its state, and the functions that change it.
+"""The compiled functions of a run, and the layout of its state.
 
-The loop runs it; a plan compiles it for devices that are not
-there.
+The loop runs them; a plan compiles them for devices that are not there.
 """
 
 from collections.abc import Callable
@@ -40,7 +39,8 @@ class Program(NamedTuple):
       The state is donated.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
       evaluation mode, to be jitted.
-    maps: Likewise -> the backbone's five feature maps, [b, h', w', c].
+    maps: (params, batch_stats, uint8 images [b, h, w, 3]) -> the backbone's
+      five feature maps, [b, h', w', c], to be jitted.
     head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering, to
       be jitted.
     observe: See `make_observe`, jitted. The buffer is donated.

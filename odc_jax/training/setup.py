@@ -41,7 +41,7 @@ _SHARED_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What stays the same while a run trains.
+  """The parts of a run that stay the same while it trains.
 
   Attributes:
     config: The resolved experiment.
