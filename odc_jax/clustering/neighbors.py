@@ -26,7 +26,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Neighbors(NamedTuple):
-  """What was found for every query, nearest first; row-sharded.
+  """The nearest rows of every query, nearest first; row-sharded.
 
   Attributes:
     rows: Which rows of the index; where two are equally similar, the smaller
