@@ -45,7 +45,7 @@ _FILES = ("clusters.parquet", "clusters.json")
 
 
 class Contents(NamedTuple):
-  """What the page's script is given, and whose pictures go with it.
+  """The data of the page's script, and the images whose pictures it shows.
 
   Attributes:
     data: For the script; plain lists, numbers and text. An image is named by

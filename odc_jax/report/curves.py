@@ -68,8 +68,8 @@ class Curve(NamedTuple):
     title: As the panel's.
     text: As the panel's.
     svg: The plot: an <svg> element.
-    head: Of the table with the same numbers.
-    rows: Likewise.
+    head: Column names of the table with the same numbers.
+    rows: Rows of that table.
     thinned: Whether the table leaves out some of the epochs.
   """
 

@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: config, scalars, warnings."""
+"""Reads the records of a run: config, scalars, warnings."""
 
 import json
 import math
