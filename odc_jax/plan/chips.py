@@ -1,4 +1,4 @@
-"""What accelerators hold and compute."""
+"""Memory and peak arithmetic of accelerators."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run will need, before it is launched: python run.py --mode=plan
+"""Measures a run before it is launched: python run.py --mode=plan
 
 Compiles what the run would compile, for the devices at hand or for a TPU slice
 that is not there, and reads memory, traffic and work off the result. Nothing
@@ -53,13 +53,13 @@ _NMI_BYTES = 88
 
 
 class Usage(NamedTuple):
-  """What a compiled program takes, per device; bytes but for the last three.
+  """The needs of a compiled program per device; bytes but for the last three.
 
   Attributes:
-    arguments: What it is called with.
-    in_place: Of those, what its results are written over.
-    results: What it returns, `in_place` included.
-    temporaries: What it holds besides.
+    arguments: Its arguments.
+    in_place: The arguments that its results overwrite.
+    results: Its results, `in_place` included.
+    temporaries: Further arrays while it runs.
     code: The program itself.
     flops: Operations; those in a loop count once.
     seconds: XLA's own estimate, NaN where it has none.
@@ -77,7 +77,7 @@ class Usage(NamedTuple):
 
   @property
   def added(self) -> int:
-    """What running it adds to what is there already."""
+    """Bytes that running it needs beyond its arguments."""
     return self.results - self.in_place + self.temporaries + self.code
 
 
