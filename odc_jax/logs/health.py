@@ -53,12 +53,12 @@ LOSS_FIRST_EPOCH = 5.0
 
 
 class Finding(NamedTuple):
-  """What one sign says of a run.
+  """A sign of collapse that was found in a run.
 
   Attributes:
-    step: Of the log line at which it was found.
-    epoch: Likewise.
-    sign: Which one, a name in `SIGNS`.
+    step: Step of the log line at which it was found.
+    epoch: Epoch of that log line.
+    sign: Its name in `SIGNS`.
     text: The number, the threshold, the likely cause and the remedy.
   """
 
