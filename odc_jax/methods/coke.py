@@ -37,7 +37,7 @@ from odc_jax.methods.method import Method
 
 
 class Samples(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The memory of every image; rows split over the devices.
 
   Attributes:
     assignments: As in `memory.Labels`.
@@ -71,7 +71,7 @@ class CoKeState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the step's loss compares with.
+  """The targets of the step's loss.
 
   Attributes:
     clusters: y, the new clusters of the batch, a column for each clustering.

@@ -48,7 +48,7 @@ class DeepClusterState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the classifier is to say: the clusters y of the batch."""
+  """The classifier's labels: the clusters y of the batch."""
 
   clusters: Int[Array, "b"]
 

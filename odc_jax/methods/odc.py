@@ -48,7 +48,7 @@ class ODCState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the classifier is to say: clusters of the batch before this step."""
+  """The classifier's labels: the batch's clusters before this step."""
 
   clusters: Int[Array, "b"]
 

@@ -49,7 +49,7 @@ class SeLaState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What every head is to say."""
+  """The labels of a batch, a column for each head."""
 
   clusters: Int[Array, "b h"]
 

@@ -44,7 +44,7 @@ class SwAVState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the other views are to say: the codes q of every large view."""
+  """The codes q of every large view, which the other views predict."""
 
   codes: tuple[Float[Array, "b k"], ...]
 
