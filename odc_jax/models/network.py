@@ -17,7 +17,7 @@ from odc_jax.models.backbones import DTYPES, STACKS
 
 
 class Outputs(NamedTuple):
-  """What one forward pass yields of one view, all of it float32.
+  """The outputs of a forward pass for one view, all of them float32.
 
   Attributes:
     features: the backbone's, [b, c]: most often its last map, averaged over
