@@ -78,9 +78,9 @@ def write(
     keys: Names of all n images.
     labels: Ground truth, -1 where unknown.
     readable: Which of them could be read; the others get no row.
-    judged: Of all of them; what it says of the unreadable is not looked at.
+    judged: One entry per image; entries of unreadable images are ignored.
     centroids: Of the clusters.
-    components: What is to be in `components.npz`.
+    components: The arrays of `components.npz`, by name.
     signatures: Grey thumbnails (`evals.features.signature`).
     num_groups: How many groups to merge the clusters into; None: no column.
 
