@@ -126,8 +126,8 @@ def jitter(config, key, image):
 
   Under vmap a branch per operation would compute all four at each of the four
   places. But three of them are one blend with another image, so that a place
-  costs one blend with a chosen image; and hue, the dear one, is computed once,
-  between the blends that come before it and those that come after.
+  costs one blend with a chosen image; and hue, the expensive operation, is
+  computed once, between the blends before it and those after it.
 
   Source: torchvision.transforms.ColorJitter.
   """

@@ -52,7 +52,7 @@ class Images(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What a frozen backbone makes of n images, on the devices.
+  """A frozen backbone's features of n images, on the devices.
 
   Attributes:
     features: Rows are padded with zeros.
@@ -149,8 +149,8 @@ def take(
   What moves between the devices is the batch and nothing that grows with n.
 
   Args:
-    rows: On the devices, split by rows.
-    index: Likewise.
+    rows: Arrays on the devices, split by rows.
+    index: The batch's rows, split over the devices too.
   """
 
   def local(rows, index):

@@ -118,7 +118,7 @@ class Tfds:
 
 
 class _Deserialized:
-  """What `as_data_source` does, for the format that it does not read."""
+  """Decodes records as `as_data_source` does, from a format it cannot read."""
 
   def __init__(self, records: TfRecords, features: Any, decoders: Any):
     self.records = records
