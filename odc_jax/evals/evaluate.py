@@ -50,7 +50,7 @@ def run(
 
 
 class _Task(NamedTuple):
-  """What is to be evaluated, on which images.
+  """An evaluation that was asked for.
 
   Attributes:
     config: Whose `data` and `eval` say how.

@@ -228,8 +228,8 @@ def regress(
   Args:
     x: Features, rows split over the devices.
     y: Their labels, -1 for rows that do not count.
-    mean: Of every feature; subtracted.
-    deviation: Likewise; divides.
+    mean: Mean of every feature, which is subtracted.
+    deviation: Standard deviation of every feature, by which it is divided.
     num_classes: k.
     penalty: Of the squared weights; the bias has none.
     subject: Its `check` is called once an evaluation of the objective.

@@ -67,11 +67,11 @@ class Recipe(NamedTuple):
 
 
 class Learned(NamedTuple):
-  """What has been learned so far.
+  """The state of the classifiers in training.
 
   Attributes:
-    params: Of the classifiers.
-    batch_stats: Likewise.
+    params: Parameters of the classifiers.
+    batch_stats: Running statistics of the classifiers' BatchNorm.
     losses: The mean of each epoch's steps.
   """
 
@@ -119,9 +119,10 @@ def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
   """Returns the most images that a batch can hold.
 
   Args:
-    wanted: At most so many, but for what follows.
-    num_images: As many as these, where there are fewer.
-    num_devices: A multiple of these; and two or more, which BatchNorm needs.
+    wanted: The largest batch size.
+    num_images: In the data set; limits the batch size too.
+    num_devices: The smaller of both is rounded down to a multiple of it, but
+      not below it, nor below 2, which BatchNorm needs.
   """
   most = min(wanted, num_images) // num_devices * num_devices
   return max(most, num_devices, 2)
@@ -135,8 +136,8 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   that do not fill a batch, others each time. An image that cannot be read any
   more teaches nothing. Its arguments and result:
 
-    params: What the classifiers begin with, a dict.
-    batch_stats: Likewise.
+    params: The classifiers' initial parameters, a dict.
+    batch_stats: Their initial running statistics.
     rates: The learning rate of every part: of each key of `params`.
     weight_decay: Of every parameter.
     split: The images, and their labels; one or more.
