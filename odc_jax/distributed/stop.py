@@ -83,7 +83,7 @@ class Stop:
 
   @property
   def exit_status(self) -> int:
-    """What a shell expects of a program that a signal ended."""
+    """The status with which a program ends that a signal stopped."""
     return 128 + (self._noted or signal.SIGTERM)
 
   def _restore(self):
