@@ -22,7 +22,7 @@ from odc_jax.mesh import AXIS, REPLICATED, ROWS
 
 
 class SampleMemory(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The sample memory; rows split over the devices.
 
   Attributes:
     features: Unit rows; pad rows are zero.
@@ -36,7 +36,7 @@ class SampleMemory(NamedTuple):
 
 
 class CentroidMemory(NamedTuple):
-  """What is known of every cluster; replicated.
+  """The centroid memory; replicated.
 
   Attributes:
     centroids: Means of the members at the last refresh. Not unit vectors: the
