@@ -22,7 +22,7 @@ from odc_jax.models.backbones import STACKS, num_features
 
 _HERE = pathlib.Path(__file__).parent
 
-# Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
+# Channels of timm's and torchvision's stem, of which the blocks are multiples.
 _WIDTH = 64
 
 _RESNETS = ("resnet18", "resnet34", "resnet50")
@@ -232,7 +232,7 @@ def _crop_fraction(size, resize):
 def _source(config):
   """Returns the data source without the path, which is nobody's business."""
   kind, colon, name = config.data.source.partition(":")
-  # What follows is a path, but for tfds a name, and may have slashes too.
+  # After the colon there is a path, or for tfds a name, also with slashes.
   return f"{kind}{colon}{name if kind == 'tfds' else _name(name)}"
 
 

@@ -17,7 +17,7 @@ from odc_jax.interop import hub, names, recognise
 from odc_jax.models import positions, pretrained
 from odc_jax.models.functional import Tree
 
-# What stands beside the stages in a file, and is no part of the backbone.
+# Names in a file beside the stages, which are no part of the backbone.
 _HEADS = re.compile(
   r"(fc|fc_cls|heads?|neck|classifier|linear|mlp|project\w*|predict\w*|"
   r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids|sobel|"
@@ -41,8 +41,8 @@ _READ_WITH = {"pool", "patch", "resize"}
 
 _PATCHES = "patch_embed.proj.weight"
 
-# What a run takes over. Not the head: it knows clusters that the run does not
-# have, and officially too starts afresh after the first clustering.
+# The parts that a run takes over. Not the head: it knows clusters that the run
+# does not have, and officially too starts afresh after the first clustering.
 _TO_START = ("backbone", "neck")
 
 

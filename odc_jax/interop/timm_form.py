@@ -83,7 +83,7 @@ def _vit(s: vit_settings.Settings, image_size: int) -> Form:
     "global_pool": _POOLS[s.pool],
     "class_token": s.class_token,
     "init_values": 1e-5 if s.layer_scale else None,
-    # Of any size that the patches divide.
+    # Images may have any size that the patches divide.
     "dynamic_img_size": True,
   }
   if rope:
