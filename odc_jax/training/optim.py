@@ -9,7 +9,7 @@ import optax
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 
-# Of LARS: how long a step may be, as a share of the parameter's own length.
+# LARS: greatest length of a step, as a share of the parameter's own length.
 TRUST = 0.001
 
 
