@@ -208,8 +208,8 @@ def _merge(found, begin, unseen, rows, scores, k):
       for x in found
     )
   )
-  # What was found comes first, of smaller rows, and `top_k` takes the first of
-  # equals.
+  # The earlier results come first, because their rows are smaller, and `top_k`
+  # takes the first of equals.
   best, place = jax.lax.top_k(
     jnp.concatenate([before.similarities, scores], axis=1), k
   )
