@@ -15,7 +15,7 @@ from odc_jax.report import sample
 from odc_jax.results import annotations, vectors
 
 NEAREST_CLUSTERS = 5
-# What bounds the page, whatever the data.
+# Limits of the page, whatever the size of the data.
 IMAGE_BYTES = 7_000_000
 # An image's numbers, without its name, and without and with its neighbours.
 _NUMBER_BYTES = 60

@@ -107,7 +107,7 @@ def by_epoch(lines: Iterable[Mapping[str, Any]]) -> Series:
   }
 
 
-# What the evaluations that have a curve depend on.
+# Keys on which the evaluations that have a curve depend.
 _SHOWN = (
   "config.eval.split",
   "config.eval.knn_k",
