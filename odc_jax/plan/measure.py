@@ -392,8 +392,8 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
     },
   }
   if "clustering" in usages:
-    # What an augmented pass keeps of an image is no more than what a pass for
-    # the evaluation does, unless there are several views.
+    # An augmented pass keeps no more of an image than a pass for the evaluation
+    # does, unless there are several views.
     phases["clustering"] = {
       "state": state_bytes,
       "features of all images": extracted,
