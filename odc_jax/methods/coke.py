@@ -205,7 +205,7 @@ def targets(config: Config, state: CoKeState, views, batch, step) -> Targets:
     clusters.append(jnp.argmax(scores, axis=1).astype(jnp.int32))
   clusters = jnp.stack(clusters, axis=1)
 
-  # What the image was assigned to at its last visit, or is now at its first.
+  # The cluster of the image's last visit, or at its first visit the new one.
   old = state.samples.assignments[index]
   visited = old < jnp.array(ks)[None, :]
   hard = jnp.where(visited, old, clusters)

@@ -1,4 +1,4 @@
-"""The clusters that images had of late, averaged over epochs: CoKe's slots.
+"""The recent clusters of images, averaged over epochs: CoKe's slots.
 
 An image has a few slots, each for a cluster and the running average of how
 often it was the image's. CoKe with one view learns from them from its `stage`
@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from odc_jax import labels as labels_lib
 
-# What unused slots hold, officially (torch.ones), with a value of 0. It is a
-# cluster like any other, so that its images find it in an unused slot too.
+# The cluster in unused slots, officially (torch.ones), with a value of 0. It is
+# a cluster like any other, so that its images find it in an unused slot too.
 _UNUSED = 1
 
 
 class Slots(NamedTuple):
-  """The clusters that images had of late, from `stage` on.
+  """The recent clusters of images, from `stage` on.
 
   Attributes:
     clusters: Of every image and clustering.
@@ -93,7 +93,7 @@ def update(
   rest = jnp.sum(kept, axis=2, keepdims=True)
   kept = jnp.where(evicts & (rest > 0), kept / jnp.maximum(rest, 1e-12), kept)
   values = (1 - factor) * kept + factor * here
-  # What begins, begins with all of it.
+  # The first slot of an image begins with all of the weight.
   values = jnp.where(empty[:, :, None], here.astype(jnp.float32), values)
   return Slots(jnp.where(here, clusters[:, :, None], slots.clusters), values)
 

@@ -31,7 +31,7 @@ _CHOICES = {
   "weights": ("heads", "own", "none"),
 }
 
-# Of SCAN's loss: how much the entropy of the mean counts.
+# Weight of the mean's entropy in SCAN's loss.
 _ENTROPY_WEIGHT = 5.0
 
 
