@@ -163,7 +163,7 @@ def _compare(features, readable, signatures):
       index, features, NUM_NEIGHBORS, lambda done, _: advance(done)
     )
   del index  # as large as the features, and the map needs memory too
-  # Of an image whose features are zero nothing is known but that it is odd.
+  # An image whose features are zero has no neighbours: the greatest score.
   scores = np.nan_to_num(outliers.scores(similarities), nan=1.0)
   thresholds = {
     "outlier_threshold": outliers.threshold(scores[readable]),
