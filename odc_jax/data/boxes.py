@@ -16,7 +16,7 @@ from odc_jax.data import decode
 from odc_jax.data import order as order_lib
 from odc_jax.data.decode import Crop
 
-# Of Philox-4x64 with 10 rounds.
+# Constants of Philox-4x64 with 10 rounds.
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10

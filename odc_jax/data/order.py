@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from odc_jax.errors import UserError
 
-# What keeps the streams of random numbers under one seed apart.
+# Numbers of the independent streams of random numbers under one seed.
 _SAMPLE, _CROP = 0, 1
 
 # Up to here a permutation takes no longer than a batch of look-ups in Grain's

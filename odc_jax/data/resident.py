@@ -104,7 +104,7 @@ class Cuts:
     interpolation: How they are resized; see `crop.crop_views`.
   """
 
-  # What else JAX puts here in passing, such as shardings, has no shape.
+  # JAX also puts other values here, such as shardings, which have no shape.
   pixels: Any
   sizes: Any
   boxes: tuple[Any, ...]
