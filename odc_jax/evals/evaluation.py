@@ -58,7 +58,7 @@ class Evaluation:
       check: Called once a batch; see `Subject`.
 
     Raises:
-      UserError: An evaluator or a `data.on_error` that there is not.
+      UserError: If an evaluator or `data.on_error` is unknown.
     """
     self._config, self._program, self._mesh = config, program, mesh
     self._train, self._test, self.check = train, test, check

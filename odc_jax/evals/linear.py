@@ -32,7 +32,7 @@ from odc_jax.models.heads import LinearProbes
 
 # Rows whose logits exist at once on a device.
 _CHUNK = 4096
-# Of L-BFGS; an untrained network on digits needs 66.
+# Iterations of L-BFGS; an untrained network on digits needs 66.
 _MOST_ITERATIONS = 1000
 
 

@@ -226,7 +226,7 @@ def _step(config, mesh, learner, momentum, jitter):
     )(params)
     decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
     updates, velocity = momentum.update(decayed, velocity)
-    # Of each part: its weights less its rate times their updates.
+    # Each part learns at its own rate.
     params = jax.tree.map(
       lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
       rates,
