@@ -88,7 +88,7 @@ class Stop:
 
   def _restore(self):
     for number, handler in self._before.items():
-      # What is not Python's cannot be put back.
+      # A handler that was not set from Python cannot be restored.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     self._before = {}
 
