@@ -418,9 +418,9 @@ def test_off_is_the_identity_and_leaves_no_trace():
   for op in ("gather", "cosine", "xor", "minimum", "pad", "slice"):
     assert op not in text
   # A strength of 0 silences an operation whatever else is set.
-  assert len(program(blur_sigma=(0.5, 5.0)).splitlines()) == len(
-    text.splitlines()
-  )
+  # Instructions are counted; a text also has a table of source lines, in which
+  # a program from the compilation cache differs.
+  assert program(blur_sigma=(0.5, 5.0)).count(" = ") == text.count(" = ")
 
 
 @pytest.mark.parametrize("name", ["blur", "solarize", "lighting", "sobel"])
