@@ -29,7 +29,7 @@ _SAMPLE = 64
 
 
 class Choice(NamedTuple):
-  """Where the images of a run are to be.
+  """The place of a run's images: on the devices or on the host.
 
   Attributes:
     side: Of the squares that are kept for each on the devices; 0 where they

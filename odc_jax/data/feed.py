@@ -32,7 +32,7 @@ def train_batches(data: Data, config: Any, **options: Any) -> Batches:
   Args:
     data: where the images are.
     config: as for `loader.train_batches`.
-    **options: likewise.
+    **options: further arguments of `loader.train_batches`.
 
   Returns:
     What `loader.train_batches` does. Of images on the devices "image" is a
@@ -55,7 +55,7 @@ def eval_batches(
   Args:
     data: where the images are.
     num_threads: as for `loader.eval_batches`.
-    **options: likewise.
+    **options: further arguments of `loader.eval_batches`.
 
   Returns:
     What `loader.eval_batches` does. Of images on the devices "image" is a

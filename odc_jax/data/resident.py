@@ -55,8 +55,8 @@ class Rows(NamedTuple):
   """A frozen backbone's features of n images, on the devices.
 
   Attributes:
-    features: Rows are padded with zeros.
-    signatures: As `passes.extract` makes them; likewise.
+    features: Padded with rows of zeros.
+    signatures: As `passes.extract` makes them; padded with rows of zeros.
     labels: Ground truth, -1 where unknown.
     keys: The names of the images.
   """

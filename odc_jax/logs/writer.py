@@ -1,4 +1,4 @@
-"""Where scalars are written: metrics.jsonl, TensorBoard, the terminal."""
+"""Writes scalars to metrics.jsonl, to TensorBoard and to the terminal."""
 
 import json
 import pathlib

@@ -44,7 +44,7 @@ class Pretrained(NamedTuple):
     name: for `model.name`.
     settings: for `model.settings`: numbers, strings and tuples of them.
     params: as the backbone's `init` returns them; NumPy arrays, float32.
-    batch_stats: likewise.
+    batch_stats: as the backbone's `init` returns them; NumPy, float32.
   """
 
   name: str

@@ -31,7 +31,8 @@ class Features(NamedTuple):
     features: Pooled backbone, float32, rows split over the devices and padded
       to `memory.padded_rows(n)`; pad rows are zero.
     embeddings: Outputs of the neck, float32, with the same layout.
-    signatures: What each image looks like from afar, likewise; see `signature`.
+    signatures: Small grey thumbnails, int8, with the same layout; see
+      `signature`.
     labels: Ground truth, -1 where unknown, on every host, n of them.
     keys: Index -> name, of the images that this process has read.
   """

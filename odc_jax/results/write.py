@@ -36,11 +36,11 @@ _LOW_AGREEMENT = 0.5
 
 
 class Judged(NamedTuple):
-  """Where each of n images stands among the clusters (`program.Judgement`).
+  """Each image's place among the clusters (`training.judge.Judgement`).
 
   Attributes:
     cluster: Its own.
-    nearest: The one of the most similar centroid.
+    nearest: The cluster of the most similar centroid.
     similarity: Cosine of its embedding with the centroid of its own.
     second_cluster: The most similar of the others.
     margin: Similarity minus that with the second.
