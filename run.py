@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
   """Calls the function of the mode."""
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-  # Orbax tells of its every move.
+  # Orbax logs every step of a checkpoint.
   logging.set_verbosity(logging.WARNING)
   _check_flags()
   if MODE.value == "plan" and TOPOLOGY.value:

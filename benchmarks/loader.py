@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from odc_jax.data import decode, loader, sources
+from odc_jax.data import order as order_lib
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -192,7 +193,7 @@ def memory_by_epoch(source, batch_size, size, threads, epochs):
   batches = start_loader(source, batch_size, size, threads, 0)
   peaks = []
   for _ in range(epochs):
-    for _ in range(loader.steps_per_epoch(len(source), batch_size)):
+    for _ in range(order_lib.steps_per_epoch(len(source), batch_size)):
       next(batches)
     peaks.append(peak_megabytes())
   batches.close()

@@ -34,7 +34,7 @@ from odc_jax.results import neighbors, outliers, vectors, write
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
 
-# What is known of a new image. Names are a contract: scripts read them.
+# The columns for new images. Names are a contract: scripts read them.
 ASSIGNED = {
   "index": ("its place among the images given", pa.int64()),
   "key": ("its path below the folder, or as it was given", pa.string()),

@@ -124,7 +124,7 @@ def first_clustering(
 def at_epoch_start(
   samples: Samples, step: Int[Array, ""], steps_per_epoch: int
 ) -> Samples:
-  """Remembers the clusters of before the epoch, at its first step."""
+  """Keeps the current clusters as `previous` at an epoch's first step."""
   previous = jax.lax.cond(
     step % steps_per_epoch == 0,
     lambda: first_clustering(samples.assignments),

@@ -22,7 +22,7 @@ from odc_jax.mesh import AXIS, REPLICATED, ROWS
 
 
 class SampleMemory(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The sample memory; rows split over the devices.
 
   Attributes:
     features: Unit rows; pad rows are zero.
@@ -36,7 +36,7 @@ class SampleMemory(NamedTuple):
 
 
 class CentroidMemory(NamedTuple):
-  """What is known of every cluster; replicated.
+  """The centroid memory; replicated.
 
   Attributes:
     centroids: Means of the members at the last refresh. Not unit vectors: the
@@ -276,7 +276,7 @@ def _deal_local(features, assignments, centroids, small, *, key, metric):
       (part_sums, jnp.stack([num_ids - num_leaving, num_leaving])), AXIS
     )
     pair = jnp.stack([source, target])
-    # Of a cluster of one nothing leaves: the emptied one keeps its centroid.
+    # Nothing leaves a cluster of one: the emptied one keeps its centroid.
     part_means = jnp.where(
       part_counts[:, None] > 0,
       part_sums / jnp.maximum(part_counts, 1)[:, None].astype(jnp.float32),

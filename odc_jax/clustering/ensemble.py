@@ -30,7 +30,7 @@ _NUM_ROUNDS = 20
 
 
 class Ensemble(NamedTuple):
-  """What the heads agree on.
+  """The clustering that several heads vote for.
 
   Attributes:
     clusters: [n] the cluster with the most votes, of equal ones the smallest; k

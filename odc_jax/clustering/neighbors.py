@@ -26,7 +26,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Neighbors(NamedTuple):
-  """What was found for every query, nearest first; row-sharded.
+  """The nearest rows of every query, nearest first; row-sharded.
 
   Attributes:
     rows: Which rows of the index; where two are equally similar, the smaller
@@ -208,8 +208,8 @@ def _merge(found, begin, unseen, rows, scores, k):
       for x in found
     )
   )
-  # What was found comes first, of smaller rows, and `top_k` takes the first of
-  # equals.
+  # The earlier results come first, because their rows are smaller, and `top_k`
+  # takes the first of equals.
   best, place = jax.lax.top_k(
     jnp.concatenate([before.similarities, scores], axis=1), k
   )

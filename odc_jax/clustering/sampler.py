@@ -27,8 +27,8 @@ def uniform_over_clusters(
     num_clusters: k.
     num_draws: m, how many are wanted.
     seed: Of numpy's legacy generator, whose stream never changes.
-    count_empty: Whether the k of S counts empty clusters as well. Where there
-      are such, what is then missing is taken once more from the beginning.
+    count_empty: Whether empty clusters count towards the k of S. If there are
+      any, the list is then too short and is repeated from its start.
 
   Returns:
     The images' numbers, [m] int32.

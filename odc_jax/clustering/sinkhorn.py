@@ -23,8 +23,8 @@ from odc_jax.clustering import assign
 # A solve tests its error in every tenth iteration, the first included.
 _TEST_EVERY = 10
 
-# What float32 can tell of a mean relative change. The official criterion is a
-# sum over the images, in float64; on ImageNet it asks for little more than
+# The least mean relative change that float32 resolves. The official criterion
+# is a sum over the images, in float64; on ImageNet it asks for little more than
 # this, on larger data sets for less.
 _RESOLUTION = 2.0**-24
 
@@ -126,7 +126,7 @@ def optimal_transport(
       """Returns a chunk of log A, and which of its rows are images."""
       rows = assign.slice_rows(log_p, start, size)
       counts = jax.lax.dynamic_slice_in_dim(is_row, start, size)
-      # What padding holds must not become NaN on the way to nowhere.
+      # Zero the padding: it may hold a NaN, which masking later would keep.
       return power * jnp.where(counts[:, None], rows, 0), counts
 
     def over_chunks(step, carry):

@@ -6,7 +6,7 @@ candidate rows, never members, travel between devices.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,113 +94,26 @@ def two_means(
 
   Source: OpenSelfSup models/memories/odc_memory.py:_partition_max_cluster.
   """
-  n, d = features.shape
-  first_row = jax.lax.axis_index(AXIS) * n
-  chunk_size = ids.shape[0] - n
-
-  def fold(body, carry):
-    return over_chunks(features, ids, num_ids, chunk_size, body, carry)
-
-  def sample(key, log_weight):
-    """Draws a row for every restart with probability exp(log_weight)."""
-
-    def body(chunk, rows, valid, carry):
-      best, picked = carry
-      # Noise by global row number: the same on any number of devices.
-      noise = jax.vmap(
-        lambda i: jax.random.gumbel(jax.random.fold_in(key, i), (NUM_RESTARTS,))
-      )(first_row + chunk)
-      score = jnp.where(valid[:, None], noise + log_weight(rows), -jnp.inf)
-      top = jnp.max(score, axis=0)
-      # This is argmax. With that, fused with the product in `log_weight`,
-      # libtpu 0.0.42 crashes when it compiles for the two cores of a v4.
-      number = jax.lax.broadcasted_iota(jnp.int32, score.shape, 0)
-      winner = jnp.min(jnp.where(score < top[None], chunk_size, number), axis=0)
-      better = top > best
-      return (
-        jnp.where(better, top, best),
-        jnp.where(better[:, None], rows[winner], picked),
-      )
-
-    best, picked = fold(
-      body,
-      (
-        jnp.full((NUM_RESTARTS,), -jnp.inf),
-        jnp.zeros((NUM_RESTARTS, d), jnp.float32),
-      ),
-    )
-    all_best = jax.lax.all_gather(best, AXIS)
-    all_picked = jax.lax.all_gather(picked, AXIS)
-    return all_picked[jnp.argmax(all_best, axis=0), jnp.arange(NUM_RESTARTS)]
-
-  def square_distance(rows, centers):
-    """[c, d] and [r, d] -> [c, r]."""
-    dot = jnp.matmul(rows, centers.T, precision="highest")
-    return jnp.maximum(
-      jnp.sum(rows**2, axis=1)[:, None]
-      - 2 * dot
-      + jnp.sum(centers**2, axis=1)[None, :],
-      0.0,
-    )
-
-  key_a, key_b = jax.random.split(key)
-  seed_a = sample(key_a, lambda rows: jnp.zeros((1, 1)))
-  seed_b = sample(key_b, lambda rows: jnp.log(square_distance(rows, seed_a)))
-  centers = jnp.stack([seed_a, seed_b])  # [2, r, d]
-
-  def evaluate(centers):
-    """One pass: sums and sizes of both parts, and the summed distances."""
-
-    def body(chunk, rows, valid, carry):
-      sums, sizes, sse = carry
-      to_a = square_distance(rows, centers[0])
-      to_b = square_distance(rows, centers[1])
-      in_b = (to_b < to_a) & valid[:, None]
-      in_a = ~in_b & valid[:, None]
-      parts = jnp.stack([in_a, in_b]).astype(jnp.float32)  # [2, c, r]
-      sums += jnp.einsum("pcr,cd->prd", parts, rows, precision="highest")
-      sizes += jnp.sum(parts, axis=1)
-      nearest = jnp.where(valid[:, None], jnp.minimum(to_a, to_b), 0.0)
-      return sums, sizes, sse + jnp.sum(nearest, axis=0)
-
-    zeros = (
-      jnp.zeros_like(centers),
-      jnp.zeros((2, NUM_RESTARTS), jnp.float32),
-      jnp.zeros((NUM_RESTARTS,), jnp.float32),
-    )
-    return jax.lax.psum(fold(body, zeros), AXIS)
-
-  def lloyd(carry):
-    i, _, centers, _ = carry
-    sums, sizes, sse = evaluate(centers)
-    means = jnp.where(
-      sizes[..., None] > 0, sums / jnp.maximum(sizes, 1)[..., None], centers
-    )
-    # The loop ends when no restart moves any more.
-    return i + 1, jnp.any(means != centers), means, sse
-
-  _, _, centers, _ = jax.lax.while_loop(
-    lambda carry: (carry[0] < MAX_ITERS) & carry[1],
-    lloyd,
-    (0, jnp.bool_(True), centers, jnp.zeros((NUM_RESTARTS,))),
-  )
-  _, sizes, sse = evaluate(centers)
+  first_row = jax.lax.axis_index(AXIS) * features.shape[0]
+  members = _Members(features, ids, num_ids, first_row)
+  centers = _lloyd(members, _seeds(members, key))
+  _, sizes, sse = _evaluate(members, centers)
   best = jnp.argmin(sse)
   smaller = jnp.where(sizes[1, best] <= sizes[0, best], 1, 0)
 
   def side(chunk, rows, valid, carry):
     position, leaves = carry
     to_a, to_b = (
-      square_distance(rows, centers[part, best][None])[:, 0] for part in (0, 1)
+      _square_distance(rows, centers[part, best][None])[:, 0] for part in (0, 1)
     )
     in_part = jnp.where(smaller == 1, to_b < to_a, to_b >= to_a)
     leaves = jax.lax.dynamic_update_slice(leaves, in_part & valid, (position,))
-    return position + chunk_size, leaves
+    return position + members.chunk_size, leaves
 
-  _, leaves = fold(side, (0, jnp.zeros(ids.shape, bool)))
+  _, leaves = members.fold(side, (0, jnp.zeros(ids.shape, bool)))
 
   # Identical rows: k-means finds one part only. Take every second member.
-  leaving, members = jax.lax.psum((jnp.sum(leaves), num_ids), AXIS)
+  leaving, num_members = jax.lax.psum((jnp.sum(leaves), num_ids), AXIS)
   shard = jax.lax.axis_index(AXIS)
   all_num_ids = jax.lax.all_gather(num_ids, AXIS)
   before = jnp.sum(
@@ -209,7 +122,142 @@ def two_means(
   position = jnp.arange(ids.shape[0])
   every_second = (before + position) % 2 == 1
   return jnp.where(
-    (leaving == 0) | (leaving == members),
+    (leaving == 0) | (leaving == num_members),
     every_second & (position < num_ids),
     leaves,
   )
+
+
+class _Members(NamedTuple):
+  """The rows of one cluster on this device.
+
+  Attributes:
+    features: As for `two_means`.
+    ids: As for `two_means`.
+    num_ids: As for `two_means`.
+    first_row: The number of this device's first row among all devices' rows.
+  """
+
+  features: Float[Array, "n d"]
+  ids: Int[Array, "m"]
+  num_ids: Int[Array, ""]
+  first_row: Int[Array, ""]
+
+  @property
+  def chunk_size(self) -> int:
+    """Rows that are held at once; what `member_ids` padded the ids by."""
+    return self.ids.shape[0] - self.features.shape[0]
+
+  def fold(self, body, carry):
+    """Folds `body` over the rows, as `over_chunks` does."""
+    return over_chunks(
+      self.features, self.ids, self.num_ids, self.chunk_size, body, carry
+    )
+
+
+def _seeds(members, key):
+  """Draws k-means++ seeds for every restart, [2, r, d]."""
+  key_a, key_b = jax.random.split(key)
+  seed_a = _sample(members, key_a, lambda rows: jnp.zeros((1, 1)))
+  seed_b = _sample(
+    members, key_b, lambda rows: jnp.log(_square_distance(rows, seed_a))
+  )
+  return jnp.stack([seed_a, seed_b])
+
+
+def _sample(members, key, log_weight):
+  """Draws a row for every restart with probability exp(log_weight), [r, d]."""
+
+  def body(chunk, rows, valid, carry):
+    best, picked = carry
+    # Noise by global row number: the same on any number of devices.
+    noise = jax.vmap(
+      lambda i: jax.random.gumbel(jax.random.fold_in(key, i), (NUM_RESTARTS,))
+    )(members.first_row + chunk)
+    score = jnp.where(valid[:, None], noise + log_weight(rows), -jnp.inf)
+    top = jnp.max(score, axis=0)
+    # This is argmax. With that, fused with the product in `log_weight`,
+    # libtpu 0.0.42 crashes when it compiles for the two cores of a v4.
+    number = jax.lax.broadcasted_iota(jnp.int32, score.shape, 0)
+    winner = jnp.min(
+      jnp.where(score < top[None], members.chunk_size, number), axis=0
+    )
+    better = top > best
+    return (
+      jnp.where(better, top, best),
+      jnp.where(better[:, None], rows[winner], picked),
+    )
+
+  best, picked = members.fold(
+    body,
+    (
+      jnp.full((NUM_RESTARTS,), -jnp.inf),
+      jnp.zeros((NUM_RESTARTS, members.features.shape[1]), jnp.float32),
+    ),
+  )
+  all_best = jax.lax.all_gather(best, AXIS)
+  all_picked = jax.lax.all_gather(picked, AXIS)
+  return all_picked[jnp.argmax(all_best, axis=0), jnp.arange(NUM_RESTARTS)]
+
+
+def _square_distance(rows, centers):
+  """Returns the squared distances of rows [c, d] and centres [r, d], [c, r]."""
+  dot = jnp.matmul(rows, centers.T, precision="highest")
+  return jnp.maximum(
+    jnp.sum(rows**2, axis=1)[:, None]
+    - 2 * dot
+    + jnp.sum(centers**2, axis=1)[None, :],
+    0.0,
+  )
+
+
+def _evaluate(members, centers):
+  """Assigns the rows to the nearer of two centres, in one pass.
+
+  Args:
+    members: The rows.
+    centers: Of every restart, [2, r, d].
+
+  Returns:
+    The sums of both parts [2, r, d], their sizes [2, r], and the sum of the
+    squared distances to the nearer centre [r]; of all devices' rows.
+  """
+
+  def body(chunk, rows, valid, carry):
+    sums, sizes, sse = carry
+    to_a = _square_distance(rows, centers[0])
+    to_b = _square_distance(rows, centers[1])
+    in_b = (to_b < to_a) & valid[:, None]
+    in_a = ~in_b & valid[:, None]
+    parts = jnp.stack([in_a, in_b]).astype(jnp.float32)  # [2, c, r]
+    sums += jnp.einsum("pcr,cd->prd", parts, rows, precision="highest")
+    sizes += jnp.sum(parts, axis=1)
+    nearest = jnp.where(valid[:, None], jnp.minimum(to_a, to_b), 0.0)
+    return sums, sizes, sse + jnp.sum(nearest, axis=0)
+
+  zeros = (
+    jnp.zeros_like(centers),
+    jnp.zeros((2, NUM_RESTARTS), jnp.float32),
+    jnp.zeros((NUM_RESTARTS,), jnp.float32),
+  )
+  return jax.lax.psum(members.fold(body, zeros), AXIS)
+
+
+def _lloyd(members, centers):
+  """Moves the centres [2, r, d] to their parts' means until none moves."""
+
+  def iterate(carry):
+    i, _, centers, _ = carry
+    sums, sizes, sse = _evaluate(members, centers)
+    means = jnp.where(
+      sizes[..., None] > 0, sums / jnp.maximum(sizes, 1)[..., None], centers
+    )
+    # The loop ends when no restart moves any more.
+    return i + 1, jnp.any(means != centers), means, sse
+
+  _, _, centers, _ = jax.lax.while_loop(
+    lambda carry: (carry[0] < MAX_ITERS) & carry[1],
+    iterate,
+    (0, jnp.bool_(True), centers, jnp.zeros((NUM_RESTARTS,))),
+  )
+  return centers

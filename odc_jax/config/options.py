@@ -115,7 +115,7 @@ _COMMON = frozenset(
     *(f"{name}.{key}" for name, keys in _SECTIONS.items() for key in keys),
   }
 )
-# Of methods whose network has a head.
+# Keys for methods whose network has a head.
 _OF_HEADS = frozenset(
   {
     "optimizer.head_momentum",
@@ -124,11 +124,10 @@ _OF_HEADS = frozenset(
   }
 )
 
-# What the program itself adds once it knows the data.
+# Keys that the program itself adds once it knows the data.
 _ADDED = ("num_examples", "method_name")
 
-# What holds where a config leaves one of these out; any other key has to be
-# there.
+# Values of keys that a config may leave out; any other key has to be there.
 _DEFAULTS = {
   "extra_clusters": (),
   "data.small_views": 0,
@@ -146,7 +145,7 @@ _DEFAULTS = {
   **dict.fromkeys(_OF_HEADS),
 }
 
-# What a neck reads.
+# The keys that each neck reads.
 _NECKS = {
   "nonlinear": (
     "neck_hidden",
@@ -225,7 +224,7 @@ def idle(values: Values, method: Any = None) -> dict[str, tuple[str, ...]]:
   values = _DEFAULTS | dict(values)
   found = {key: tuple(reasons) for key, *reasons in _idle(values)}
   if method is not None:
-    # What the method reads itself, it reads whatever the neck.
+    # The method reads its own keys whatever the neck.
     for key in _COMMON & {*(method.KEYS or ())}:
       found.pop(key, None)
     found |= {key: tuple(reasons) for key, *reasons in method.idle(values)}

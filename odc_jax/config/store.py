@@ -10,8 +10,8 @@ from odc_jax.config import Config, options
 from odc_jax.errors import UserError
 from odc_jax.files import write_json
 
-# What may change when a run goes on: it says how the work is done, and has no
-# part in what comes out.
+# Keys that may change when a run goes on: they say how the work is done, and do
+# not affect its results.
 _MAY_CHANGE = frozenset(
   {
     "config.data.num_threads",
@@ -75,7 +75,7 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
     differing = [
       f"config.{name} was {before!r}, is {after!r}"
       for name, before, after in options.differences(old, now)
-      # What is evaluated has no part in what is trained.
+      # The evaluations do not affect the training.
       if not name.startswith("eval.")
     ]
     if differing:

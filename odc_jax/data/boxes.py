@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from odc_jax.data import decode, loader
+from odc_jax.data import decode
+from odc_jax.data import order as order_lib
 from odc_jax.data.decode import Crop
 
-# Of Philox-4x64 with 10 rounds.
+# Constants of Philox-4x64 with 10 rounds.
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
@@ -49,7 +50,8 @@ def random_boxes(
     An array for each kind: (left, top, right, bottom) of every view, in whole
     pixels, float32.
   """
-  key = loader.crop_generator(seed, 0, 0, 0).bit_generator.state["state"]["key"]
+  generator = order_lib.crop_generator(seed, 0, 0, 0)
+  key = generator.bit_generator.state["state"]["key"]
   boxes, first = [], 0
   for crop in crops:
     views = np.arange(first, first + crop.views)
@@ -63,7 +65,7 @@ def random_boxes(
     words = _words(key, view[left], row[left], step, 2 * _ATTEMPTS + 1)
     found[left], sure[left] = _boxes(words, width[left], height[left], crop)
     for i in np.flatnonzero(~sure):
-      rng = loader.crop_generator(seed, step, int(row[i]), int(view[i]))
+      rng = order_lib.crop_generator(seed, step, int(row[i]), int(view[i]))
       found[i] = decode.sample_box(
         int(width[i]), int(height[i]), crop.scale, crop.ratio, rng
       )

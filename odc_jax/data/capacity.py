@@ -16,8 +16,8 @@ from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.mesh import padded_rows
 
-# What images may take of the devices' memory at most. Reading them takes as
-# much again of the host's, which on a CPU is the same.
+# The greatest share of the devices' memory that images may take. Reading them
+# takes as much again of the host's, which on a CPU is the same.
 _SHARE = {"auto": 1 / 4, "images": 1 / 2}
 
 # A crop is made of all of its image's pixels, weighted; with longer sides than
@@ -29,7 +29,7 @@ _SAMPLE = 64
 
 
 class Choice(NamedTuple):
-  """Where the images of a run are to be.
+  """The place of a run's images: on the devices or on the host.
 
   Attributes:
     side: Of the squares that are kept for each on the devices; 0 where they

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
-# What a record may hold, or an image that is open already.
+# An image as a record holds it, or one that is open already.
 AnyImage = bytes | np.ndarray | Image.Image
 
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height

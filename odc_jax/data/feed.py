@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from odc_jax.data import boxes, decode, loader
+from odc_jax.data import order as order_lib
 from odc_jax.data.decode import Crop
 from odc_jax.data.loader import Batch
 from odc_jax.data.resident import Cuts, Images, Rows, Taken
@@ -31,7 +32,7 @@ def train_batches(data: Data, config: Any, **options: Any) -> Batches:
   Args:
     data: where the images are.
     config: as for `loader.train_batches`.
-    **options: likewise.
+    **options: further arguments of `loader.train_batches`.
 
   Returns:
     What `loader.train_batches` does. Of images on the devices "image" is a
@@ -54,7 +55,7 @@ def eval_batches(
   Args:
     data: where the images are.
     num_threads: as for `loader.eval_batches`.
-    **options: likewise.
+    **options: further arguments of `loader.eval_batches`.
 
   Returns:
     What `loader.eval_batches` does. Of images on the devices "image" is a
@@ -88,7 +89,7 @@ def _drawn_to_train(
   def draw(step: int) -> Batch:
     start = time.thread_time()
     n = len(data.labels) if isinstance(data, Rows) else len(data.sizes)
-    index = loader.batch_indices(
+    index = order_lib.batch_indices(
       n, batch_size, step, seed, config.sampling, order
     )[rows]
     if isinstance(data, Rows):

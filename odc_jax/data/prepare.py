@@ -21,7 +21,7 @@ from odc_jax.errors import UserError
 
 _IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
-# Of the data sets that there is a config for.
+# Configs of the data sets that have one.
 _CONFIGS = {
   "imagenet2012": "configs/odc_imagenet.py",
   "cifar10": "configs/odc_cifar10.py",
@@ -128,7 +128,7 @@ def _bytes_needed(name: str, manual_dir: str | None, builder: Any) -> int:
       f"{name} has to be obtained by hand: {hint} Then say where it is with "
       "--manual_dir=DIR"
     )
-  # What is downloaded, unpacked, and the records. It is a guess.
+  # The download, the same unpacked, and the records: an estimate.
   return 3 * sum(info.size for info in builder.url_infos.values())
 
 

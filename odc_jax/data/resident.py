@@ -52,11 +52,11 @@ class Images(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What a frozen backbone makes of n images, on the devices.
+  """A frozen backbone's features of n images, on the devices.
 
   Attributes:
-    features: Rows are padded with zeros.
-    signatures: As `passes.extract` makes them; likewise.
+    features: Padded with rows of zeros.
+    signatures: As `passes.extract` makes them; padded with rows of zeros.
     labels: Ground truth, -1 where unknown.
     keys: The names of the images.
   """
@@ -104,7 +104,7 @@ class Cuts:
     interpolation: How they are resized; see `crop.crop_views`.
   """
 
-  # What else JAX puts here in passing, such as shardings, has no shape.
+  # JAX also puts other values here, such as shardings, which have no shape.
   pixels: Any
   sizes: Any
   boxes: tuple[Any, ...]
@@ -149,8 +149,8 @@ def take(
   What moves between the devices is the batch and nothing that grows with n.
 
   Args:
-    rows: On the devices, split by rows.
-    index: Likewise.
+    rows: Arrays on the devices, split by rows.
+    index: The batch's rows, split over the devices too.
   """
 
   def local(rows, index):

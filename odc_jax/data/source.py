@@ -1,4 +1,4 @@
-"""What a data source is: `len` and records by index."""
+"""The interface of a data source: `len`, and records by index."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable

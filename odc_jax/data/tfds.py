@@ -92,7 +92,7 @@ class Tfds:
       record = self._records[index]
     except (UserError, IndexError):
       raise
-    # Of the reader's own: RuntimeError, DecodeError, KeyError, ...
+    # The reader raises errors of its own: RuntimeError, DecodeError, KeyError.
     except Exception as error:
       part = self._parts[bisect.bisect_right(self._starts, index) - 1]
       reason = str(error).partition("\n")[0] or type(error).__name__
@@ -118,7 +118,7 @@ class Tfds:
 
 
 class _Deserialized:
-  """What `as_data_source` does, for the format that it does not read."""
+  """Decodes records as `as_data_source` does, from a format it cannot read."""
 
   def __init__(self, records: TfRecords, features: Any, decoders: Any):
     self.records = records

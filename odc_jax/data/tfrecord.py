@@ -176,7 +176,7 @@ class _State(NamedTuple):
   mtime: int  # nanoseconds
 
 
-# What `_walk` returned for each of them.
+# `_walk`'s result for each of them.
 _Index = dict[_State, np.ndarray]
 
 

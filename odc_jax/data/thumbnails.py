@@ -6,7 +6,7 @@ from PIL import Image
 
 from odc_jax.data import decode
 
-# Of WebP, out of 100: what is lost shows at several times the size only.
+# WebP quality out of 100: the loss shows at several times the size only.
 _QUALITY = 72
 # Up to this side an image is kept to the pixel, which takes some 100 bytes.
 _LOSSLESS_SIDE = 16

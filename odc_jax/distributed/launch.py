@@ -51,7 +51,7 @@ def start(
 
   Raises:
     UserError: See `find`; and if the processes do not come together in time,
-      or disagree on their number, or the platform is not to be had.
+      or disagree on their number, or the platform is not available.
   """
   num_gpus = platforms.count_gpus(os.environ)
   launch = find(
@@ -143,7 +143,7 @@ def _initialize(launch: Launch, timeout: float) -> None:
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except ValueError:
-    # What JAX raises where it finds no cluster: one machine.
+    # JAX raises this where it finds no cluster: one machine.
     if not left_to_jax:
       raise
   except Exception as error:

@@ -8,7 +8,7 @@ from odc_jax.errors import UserError
 
 
 class Launch(NamedTuple):
-  """What is known of the processes before JAX starts.
+  """The processes of a launch, as known before JAX starts.
 
   Attributes:
     found: By what they were found, in words.

@@ -17,7 +17,8 @@ import jax
 from odc_jax.distributed.processes import gather, is_first
 from odc_jax.errors import UserError
 
-# A port of the first process that another cannot reach is done without.
+# A process that cannot connect to the first one within this time runs without
+# the connection.
 _CONNECT_SECONDS = 10
 
 

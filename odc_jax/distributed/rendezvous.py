@@ -1,7 +1,8 @@
 """All processes come together once before JAX starts.
 
 JAX ends a process that cannot reach the others with a C++ stack trace, cannot
-tell which one is missing, and lets a process in that was told another number.
+tell which one is missing, and accepts a process that was started with another
+number of processes.
 So they meet here first, at the address that JAX then uses.
 """
 
@@ -16,7 +17,7 @@ from odc_jax.errors import UserError
 # After a mistake is found, processes that are late are still told.
 LINGER_SECONDS = 5.0
 
-# What is said. Whatever answers otherwise is something else.
+# The messages. A server that answers otherwise is another program.
 _HELLO = "odc_jax: one of {} processes, number {}"
 _VERDICT = "odc_jax says: "
 

@@ -83,12 +83,12 @@ class Stop:
 
   @property
   def exit_status(self) -> int:
-    """What a shell expects of a program that a signal ended."""
+    """The status with which a program ends that a signal stopped."""
     return 128 + (self._noted or signal.SIGTERM)
 
   def _restore(self):
     for number, handler in self._before.items():
-      # What is not Python's cannot be put back.
+      # A handler that was not set from Python cannot be restored.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     self._before = {}
 

@@ -1,4 +1,4 @@
-"""What a frozen network and its clusters are worth.
+"""Evaluators of a frozen network and of its clusters.
 
 An evaluator takes a `Subject` and yields (name, value); without labels to
 compare with, nothing. docs/evaluation.md has their protocols and what they

@@ -50,7 +50,7 @@ def run(
 
 
 class _Task(NamedTuple):
-  """What is to be evaluated, on which images.
+  """An evaluation that was asked for.
 
   Attributes:
     config: Whose `data` and `eval` say how.
@@ -223,7 +223,7 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
     METHODS[given.method].AUTO,
   )
   with config.unlocked():
-    # What is for training alone need not fit the data.
+    # Sizes that only training reads need not fit the data.
     config.num_clusters = min(config.num_clusters, num_examples)
     if "extra_clusters" in config:
       config.extra_clusters = ()
@@ -283,7 +283,7 @@ def _write(workdir, about, scores):
       kept.append(other)
   entry["scores"].update(scores)
   write_json(path, [*kept, entry], indent=2)
-  # Of a run that goes on, the end of it writes the summary.
+  # A run that has not ended writes its own summary at its end.
   path = workdir / "summary.json"
   if path.exists():
     write_json(path, writer.last_values(workdir), indent=2)

@@ -58,7 +58,7 @@ class Evaluation:
       check: Called once a batch; see `Subject`.
 
     Raises:
-      UserError: An evaluator or a `data.on_error` that there is not.
+      UserError: If an evaluator or `data.on_error` is unknown.
     """
     self._config, self._program, self._mesh = config, program, mesh
     self._train, self._test, self.check = train, test, check
@@ -130,8 +130,8 @@ class Evaluation:
     From then on all passes begin with these features.
 
     Args:
-      params: The network's.
-      batch_stats: Likewise.
+      params: Parameters of the network.
+      batch_stats: Running statistics of the network.
       weights: What tells the backbone's weights from others.
       folder: Where features are kept, those of each data set in a folder.
       advance: Is told how many images have been read.
@@ -183,8 +183,8 @@ class Evaluation:
     """Returns what a network makes of the training set.
 
     Args:
-      params: The network's.
-      batch_stats: Likewise.
+      params: Parameters of the network.
+      batch_stats: Running statistics of the network.
       advance: Is told how many images have been read.
 
     Raises:
@@ -207,8 +207,8 @@ class Evaluation:
     """Returns what evaluators are given, after a pass over the test set.
 
     Args:
-      params: The network's.
-      batch_stats: Likewise.
+      params: Parameters of the network.
+      batch_stats: Running statistics of the network.
       train_features: As `train_features` returns them for this network.
       clusters: The run's own, of every image of the training set.
       advance: Is told how many images of the test set have been read.

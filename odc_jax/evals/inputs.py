@@ -1,4 +1,4 @@
-"""What is evaluated: a frozen network, and the images that it is tried on."""
+"""The inputs of an evaluator: a frozen network, and images."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,12 +40,13 @@ class Subject(NamedTuple):
   Attributes:
     config: The experiment; `eval` is the section for evaluators.
     mesh: The devices.
-    params: Of the whole network.
-    batch_stats: Likewise.
+    params: Parameters of the whole network.
+    batch_stats: Running statistics of the whole network.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> `Outputs` in
       evaluation mode, to be jitted.
-    maps: Likewise -> the backbone's five feature maps, from the stem's to the
-      last, [b, h', w', c].
+    maps: (params, batch_stats, uint8 images [b, h, w, 3]) -> the backbone's
+      five feature maps, from the stem's to the last, [b, h', w', c], to be
+      jitted.
     train: What a classifier may learn from.
     test: What it is tested on. Where there is no test set, `train` has the even
       rows of the training set and `test` the odd ones.

@@ -14,7 +14,7 @@ from odc_jax.evals.inputs import Subject
 # Queries at once; the devices share a copy of their features.
 CHUNK = 65_536
 
-# What DINO and mmselfsup report.
+# DINO and mmselfsup report these.
 PUBLISHED_KS = (10, 20, 100, 200)
 PUBLISHED_TEMPERATURE = 0.07
 

@@ -32,7 +32,7 @@ from odc_jax.models.heads import LinearProbes
 
 # Rows whose logits exist at once on a device.
 _CHUNK = 4096
-# Of L-BFGS; an untrained network on digits needs 66.
+# Iterations of L-BFGS; an untrained network on digits needs 66.
 _MOST_ITERATIONS = 1000
 
 
@@ -228,8 +228,8 @@ def regress(
   Args:
     x: Features, rows split over the devices.
     y: Their labels, -1 for rows that do not count.
-    mean: Of every feature; subtracted.
-    deviation: Likewise; divides.
+    mean: Mean of every feature, which is subtracted.
+    deviation: Standard deviation of every feature, by which it is divided.
     num_classes: k.
     penalty: Of the squared weights; the bias has none.
     subject: Its `check` is called once an evaluation of the objective.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Of a ResNet's stem and its four stages at 224 pixels: stage and side of the
+# For a ResNet's stem and its four stages at 224 pixels: stage and side of the
 # map -> kernel, stride and padding of the official AvgPool2d.
 _RESNET = {
   (0, 112): (10, 10, 4),
@@ -23,9 +23,9 @@ _RESNET = {
   (3, 14): (8, 3, 0),
   (4, 7): (6, 1, 0),
 }
-# Of AlexNet's convolutions likewise: stage, side and channels. The fifth map
-# is behind the last max-pooling and has 9,216 numbers; officially it is taken
-# from before it and averaged over 2 x 2.
+# For AlexNet's convolutions: stage, side and channels -> the same. The fifth
+# map is behind the last max-pooling and has 9,216 numbers; officially it is
+# taken from before it and averaged over 2 x 2.
 _ALEXNET = {
   (0, 55, 96): (6, 6, 3),
   (1, 27, 256): (4, 4, 0),

@@ -67,11 +67,11 @@ class Recipe(NamedTuple):
 
 
 class Learned(NamedTuple):
-  """What has been learned so far.
+  """The state of the classifiers in training.
 
   Attributes:
-    params: Of the classifiers.
-    batch_stats: Likewise.
+    params: Parameters of the classifiers.
+    batch_stats: Running statistics of the classifiers' BatchNorm.
     losses: The mean of each epoch's steps.
   """
 
@@ -119,9 +119,10 @@ def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
   """Returns the most images that a batch can hold.
 
   Args:
-    wanted: At most so many, but for what follows.
-    num_images: As many as these, where there are fewer.
-    num_devices: A multiple of these; and two or more, which BatchNorm needs.
+    wanted: The largest batch size.
+    num_images: In the data set; limits the batch size too.
+    num_devices: The smaller of both is rounded down to a multiple of it, but
+      not below it, nor below 2, which BatchNorm needs.
   """
   most = min(wanted, num_images) // num_devices * num_devices
   return max(most, num_devices, 2)
@@ -135,8 +136,8 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   that do not fill a batch, others each time. An image that cannot be read any
   more teaches nothing. Its arguments and result:
 
-    params: What the classifiers begin with, a dict.
-    batch_stats: Likewise.
+    params: The classifiers' initial parameters, a dict.
+    batch_stats: Their initial running statistics.
     rates: The learning rate of every part: of each key of `params`.
     weight_decay: Of every parameter.
     split: The images, and their labels; one or more.
@@ -153,39 +154,7 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   """
   config, mesh = subject.config, subject.mesh
   momentum = optax.trace(decay=0.9, nesterov=recipe.nesterov)
-  augmentation = _augmentation(config, recipe.jitter)
-
-  @functools.partial(
-    jax.jit,
-    out_shardings=mesh_lib.replicated(mesh),
-    compiler_options=compiler.compiler_options(mesh),
-  )
-  def step(state, frozen, images, index, labels, number, rates, decay):
-    params, batch_stats, velocity = state
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    (views,) = augment.augment_views(augmentation, key, images, index)
-    images = views[:, 0]
-
-    def loss_function(params):
-      logits, new_stats = learner.apply(
-        params, batch_stats, frozen, 255 * images, True
-      )
-      return sum(_mean_loss(x, labels) for x in logits), new_stats
-
-    (loss, batch_stats), gradients = jax.value_and_grad(
-      loss_function, has_aux=True
-    )(params)
-    decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
-    updates, velocity = momentum.update(decayed, velocity)
-    # Of each part: its weights less its rate times their updates.
-    params = jax.tree.map(
-      lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
-      rates,
-      params,
-      updates,
-    )
-    return (params, batch_stats, velocity), loss
-
+  step = _step(config, mesh, learner, momentum, recipe.jitter)
   start = jax.jit(momentum.init, out_shardings=mesh_lib.replicated(mesh))
 
   def train(
@@ -225,6 +194,48 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     return Learned(state[0], state[1], losses)
 
   return train
+
+
+def _step(config, mesh, learner, momentum, jitter):
+  """Returns the step of `trainer`, jitted.
+
+  (state, frozen, images, index, labels, number, rates, decay) -> (state, loss),
+  where the state is (params, batch_stats, velocity) and `number` counts steps.
+  """
+  augmentation = _augmentation(config, jitter)
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=mesh_lib.replicated(mesh),
+    compiler_options=compiler.compiler_options(mesh),
+  )
+  def step(state, frozen, images, index, labels, number, rates, decay):
+    params, batch_stats, velocity = state
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    (views,) = augment.augment_views(augmentation, key, images, index)
+    images = views[:, 0]
+
+    def loss_function(params):
+      logits, new_stats = learner.apply(
+        params, batch_stats, frozen, 255 * images, True
+      )
+      return sum(_mean_loss(x, labels) for x in logits), new_stats
+
+    (loss, batch_stats), gradients = jax.value_and_grad(
+      loss_function, has_aux=True
+    )(params)
+    decayed = jax.tree.map(lambda g, p: g + decay * p, gradients, params)
+    updates, velocity = momentum.update(decayed, velocity)
+    # Each part learns at its own rate.
+    params = jax.tree.map(
+      lambda rate, part, update: optax.tree.add_scale(part, -rate, update),
+      rates,
+      params,
+      updates,
+    )
+    return (params, batch_stats, velocity), loss
+
+  return step
 
 
 def scorer(subject: Subject, learner: Learner) -> Callable:

@@ -96,13 +96,7 @@ def average_precisions(
 ) -> Float[np.ndarray, "q"]:
   """Returns the average precision of each query over the whole index.
 
-  Args:
-    index: As for `first_relevant`, and so are the others.
-    index_labels: Likewise.
-    queries: Likewise.
-    wanted: Likewise.
-    labels: Likewise.
-    check: Likewise.
+  The arguments are those of `first_relevant`.
   """
   return _in_chunks(
     _average_precisions,

@@ -1,4 +1,4 @@
-"""What clusters, rankings and scores are worth: arrays in, one number out.
+"""Metrics of clusters, rankings and scores: arrays in, one number out.
 
 Labels are ground truth, clusters what was found; both are whole numbers [n],
 one for each image.
@@ -53,7 +53,7 @@ def nmi(
 
   Args:
     a: Labels or clusters.
-    b: Likewise.
+    b: Labels or clusters of the same images.
     average: Which mean: the arithmetic one is scikit-learn's default since
       0.22; papers up to 2019, DeepCluster's among them, mean the geometric one.
   """

@@ -60,13 +60,13 @@ _NUM_FOLDS = 3
 
 
 class Task(NamedTuple):
-  """What the classifiers of all classes learn from, and are tested on.
+  """The training and test sets of all classes' classifiers.
 
   Attributes:
     features: Of the training images, with the length of `normalize`.
-    targets: 1 present, 0 difficult, -1 absent; likewise.
+    targets: Of the training images: 1 present, 0 difficult, -1 absent.
     test_features: Of the test images.
-    test_targets: Likewise.
+    test_targets: Of the test images, as `targets`.
   """
 
   features: Float[np.ndarray, "n d"]

@@ -1,4 +1,4 @@
-"""What an export says of itself: config.json, and a model card."""
+"""The description of an export: config.json, and a model card."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from odc_jax.config import Config
-from odc_jax.data import loader
+from odc_jax.data import order as order_lib
 from odc_jax.interop import recognise, timm_form
 from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs.scalars import declared
@@ -22,7 +22,7 @@ from odc_jax.models.backbones import STACKS, num_features
 
 _HERE = pathlib.Path(__file__).parent
 
-# Of a stem with its 64 channels timm's and torchvision's blocks are multiples.
+# Channels of timm's and torchvision's stem, of which the blocks are multiples.
 _WIDTH = 64
 
 _RESNETS = ("resnet18", "resnet34", "resnet50")
@@ -104,21 +104,14 @@ def render(
   of_timm = model.name not in (*_RESNETS, *STACKS)
   published = model.width == _WIDTH and model.stem == "imagenet"
   start = _weights_name(model.get("weights", ""))
-  steps = loader.steps_per_epoch(config.num_examples, config.batch_size)
+  steps = order_lib.steps_per_epoch(config.num_examples, config.batch_size)
   library = "pytorch" if model.name in STACKS else "timm"
   if of_timm:
     whose, network = "timm", f"{model.name}, width {model.width}"
   else:
     whose = "DeepCluster" if model.name == "alexnet" else "torchvision"
     network = f"{model.name}, {model.stem} stem, width {model.width}"
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_HERE),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-  )
-  return environment.get_template("card.md.jinja").render(
+  return _template().render(
     library=library,
     method=config.method,
     model=model,
@@ -163,6 +156,18 @@ def render(
     config=json.dumps(_config(config), indent=2),
     paper=_paper(config.method),
   )
+
+
+def _template():
+  """Returns the card's text with gaps for the run's values."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  return environment.get_template("card.md.jinja")
 
 
 def _summary(step, start, length):
@@ -227,7 +232,7 @@ def _crop_fraction(size, resize):
 def _source(config):
   """Returns the data source without the path, which is nobody's business."""
   kind, colon, name = config.data.source.partition(":")
-  # What follows is a path, but for tfds a name, and may have slashes too.
+  # After the colon there is a path, or for tfds a name, also with slashes.
   return f"{kind}{colon}{name if kind == 'tfds' else _name(name)}"
 
 

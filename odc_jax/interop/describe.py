@@ -1,4 +1,4 @@
-"""What a config leaves to the weights: the network, and how it wants images."""
+"""Fills in what the weights determine: the network and its input images."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from odc_jax.errors import UserError
 from odc_jax.interop import hub, recognise
 from odc_jax.models.backbones import num_features
 
-# What timm's config.json says.
+# Keys that timm's config.json determines.
 _FROM_CONFIG = (
   "data.image_size",
   "data.eval_resize",

@@ -107,8 +107,8 @@ def state_dict(
   """Returns a network as PyTorch holds it.
 
   Args:
-    params: Of the whole network.
-    batch_stats: Likewise.
+    params: Parameters of the whole network.
+    batch_stats: Running statistics of the whole network's BatchNorm.
     step: Steps trained, which become `num_batches_tracked`.
 
   Returns:

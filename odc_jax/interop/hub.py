@@ -57,8 +57,8 @@ class Preprocessing:
 
   Attributes:
     image_size: Side of the square that it sees, in pixels.
-    mean: Of every channel, of pixels in [0, 1].
-    std: Likewise.
+    mean: Mean of every channel, for pixels in [0, 1].
+    std: Standard deviation of every channel, for pixels in [0, 1].
     interpolation: By which images are resized, such as "bicubic".
     crop_fraction: Side of the square / short side of the image that it is cut
       out of.

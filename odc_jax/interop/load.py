@@ -17,7 +17,7 @@ from odc_jax.interop import hub, names, recognise
 from odc_jax.models import positions, pretrained
 from odc_jax.models.functional import Tree
 
-# What stands beside the stages in a file, and is no part of the backbone.
+# Names in a file beside the stages, which are no part of the backbone.
 _HEADS = re.compile(
   r"(fc|fc_cls|heads?|neck|classifier|linear|mlp|project\w*|predict\w*|"
   r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids|sobel|"
@@ -41,8 +41,8 @@ _READ_WITH = {"pool", "patch", "resize"}
 
 _PATCHES = "patch_embed.proj.weight"
 
-# What a run takes over. Not the head: it knows clusters that the run does not
-# have, and officially too starts afresh after the first clustering.
+# The parts that a run takes over. Not the head: it knows clusters that the run
+# does not have, and officially too starts afresh after the first clustering.
 _TO_START = ("backbone", "neck")
 
 
@@ -50,8 +50,9 @@ class Loaded(NamedTuple):
   """A network that has taken from a file what fits.
 
   Attributes:
-    params: Of the whole network; NumPy arrays where they are the file's.
-    batch_stats: Likewise.
+    params: Parameters of the whole network; NumPy arrays where they are the
+      file's.
+    batch_stats: Running statistics, in the same form.
     parts: What is the file's: "backbone", and perhaps "neck" and "head".
     remarks: What of the others is there and does not fit, and why.
   """
@@ -91,8 +92,8 @@ def initialize(
 
   Args:
     config: An experiment; `model.weights` is for `hub.resolve`, or "".
-    params: Random ones.
-    batch_stats: Likewise.
+    params: Random parameters of the whole network.
+    batch_stats: Running statistics as they begin.
     shardings: With `params` and `batch_stats`, where every leaf is to lie.
 
   Returns:
@@ -147,8 +148,8 @@ def load_into(
 
   Args:
     name: As for `hub.resolve`.
-    params: Arrays or shapes of our network.
-    batch_stats: Likewise.
+    params: Parameters of our network, arrays or shapes.
+    batch_stats: Running statistics of our network, arrays or shapes.
     parts: Which to take; neck and head only where the file has OpenSelfSup's
       names for them, and the shapes fit.
     model: The section of our config, for what names and shapes do not tell of

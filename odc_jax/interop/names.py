@@ -29,8 +29,8 @@ def by_name(params: Tree, batch_stats: Tree) -> dict[str, Any]:
   """Returns the leaves by PyTorch's names, in our order of axes.
 
   Args:
-    params: Of the whole network.
-    batch_stats: Likewise.
+    params: Parameters of the whole network.
+    batch_stats: Running statistics of the whole network's BatchNorm.
 
   Returns:
     Such as "backbone.layer1.0.bn2.running_mean" -> leaf.
@@ -45,8 +45,8 @@ def replace(
   """Returns the network with some leaves in place of its own.
 
   Args:
-    params: Of the whole network.
-    batch_stats: Likewise.
+    params: Parameters of the whole network.
+    batch_stats: Running statistics of the whole network's BatchNorm.
     leaves: As `by_name` returns them, or some of them.
   """
   return jax.tree_util.tree_map_with_path(

@@ -11,7 +11,7 @@ from odc_jax.errors import UserError
 from odc_jax.interop import torch_file
 from odc_jax.interop.unpickle import ForeignNameError
 
-# What an export holds, and the first of them a hub's.
+# The files of an export; hubs have the first one too.
 BACKBONE_FILE = "model.safetensors"
 NECK_AND_HEAD_FILE = "neck_and_head.safetensors"
 

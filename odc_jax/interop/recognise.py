@@ -25,9 +25,10 @@ from odc_jax.models.backbones import STACKS
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
-# Of several networks in a file, those whose names have one of these words are
-# taken, the words in this order: averaged ones before those that they average,
-# as their authors evaluate them, and MoCo's query encoder, as theirs do.
+# Where a file has several networks, those whose names have one of these words
+# are taken, the words in this order: averaged ones before those that they
+# average, as their authors evaluate them, and MoCo's query encoder, as theirs
+# do.
 _PREFERRED = (
   "teacher",
   "state_dict_ema",

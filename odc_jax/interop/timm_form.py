@@ -28,12 +28,12 @@ _POOLS = {
 
 
 class Form(NamedTuple):
-  """What timm needs to know.
+  """The arguments with which timm creates a network.
 
   Attributes:
-    architecture: Of `timm.create_model`.
-    arguments: Likewise.
-    num_classes: Likewise: a projection is a classifier there.
+    architecture: The name that `timm.create_model` takes.
+    arguments: Further keyword arguments of `timm.create_model`.
+    num_classes: Length of the projection, a classifier to timm; 0 without one.
     num_features: Length of the features.
   """
 
@@ -83,7 +83,7 @@ def _vit(s: vit_settings.Settings, image_size: int) -> Form:
     "global_pool": _POOLS[s.pool],
     "class_token": s.class_token,
     "init_values": 1e-5 if s.layer_scale else None,
-    # Of any size that the patches divide.
+    # Images may have any size that the patches divide.
     "dynamic_img_size": True,
   }
   if rope:

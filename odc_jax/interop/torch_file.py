@@ -29,7 +29,7 @@ _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 _ZIP = b"PK\x03\x04"
 
-# What the parsers of archives, pickles and arrays raise of damaged files.
+# Raised by the parsers of archives, pickles and arrays for damaged files.
 DAMAGES = (
   ValueError,
   TypeError,
@@ -308,8 +308,8 @@ def _tensor(storage, start, shape, strides, *_, dtype=None):
   Args:
     storage: A `Storage`.
     start: Offset in it, in numbers.
-    shape: Of the tensor.
-    strides: Likewise.
+    shape: The tensor's.
+    strides: The tensor's, in numbers.
     _: Whether it has gradients, and the like.
     dtype: Its type, if not the storage's.
   """
@@ -389,7 +389,7 @@ _TENSORS: dict[str, Callable[..., Any]] = {
   "torch._utils._rebuild_parameter_with_state": _parameter,
 }
 
-# What checkpoints hold beside tensors. Nothing in it is kept.
+# Classes of objects that checkpoints hold beside tensors; none is kept.
 _INERT = (
   "argparse.Namespace",
   "collections.Counter",

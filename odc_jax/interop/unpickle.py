@@ -22,7 +22,7 @@ _MOST_INSTRUCTIONS = 10_000_000
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
-# Of protocols 2 to 5; their values are decoded when they are read.
+# Opcodes of protocols 2 to 5; their values are decoded when they are read.
 _LITERALS = frozenset(
   {
     "BININT",

@@ -1,4 +1,4 @@
-"""Who waits for whom: the devices for images, or the images for the devices."""
+"""Tells whether the devices wait for images, or images for the devices."""
 
 import contextlib
 import os

@@ -16,36 +16,36 @@ LINES = 3
 # Two epoch ends, for what is counted over an epoch.
 EPOCH_ENDS = 2
 
-# Of 1. Two embeddings of a batch then have a mean cosine of 1 - 0.3^2 = 0.91.
-# At the start, and ever after, it is 0.8 to 0.95.
+# At most 1. At 0.3 two embeddings of a batch have a mean cosine of
+# 1 - 0.3^2 = 0.91. Healthy runs have 0.8 to 0.95 from the start.
 LEAST_EMBEDDING_STD = 0.3
-# Of ln K. With 30 clusters the sizes are then those of 13 equal ones, with
-# 10,000 those of 1,000. Healthy runs have 0.95 or more.
+# As a share of ln K. At 0.75 the sizes of 30 clusters are as uneven as 13 equal
+# clusters would be, those of 10,000 as 1,000. Healthy runs have 0.95 or more.
 LEAST_ENTROPY = 0.75
-# Of the images, and of the images per cluster: of two clusters one always has
-# half of the images.
+# As a share of all images, and as a multiple of the mean size: with two
+# clusters one of them always has half of the images.
 GREATEST_SHARE = 0.5
 GREATEST_SHARE_OF_MEAN = 1.5
-# Of K. In ODC every emptied cluster is filled again at once; some may be empty
-# where that is switched off.
+# As a share of K. In ODC every emptied cluster is filled again at once; some
+# may be empty where that is switched off.
 GREATEST_EMPTY = 0.1
-# Of K, in an epoch. A cluster then lives for two epochs: every image is seen
-# twice with the label that is to be learnt. One more in each step is allowed: a
+# As a share of K, within an epoch. At 0.5 a cluster lives for two epochs: every
+# image is seen twice with the same label. One more in each step is allowed: a
 # single cluster whose half of a split is too small again, which has happened
 # for some epochs in runs that ended well.
 GREATEST_DISSOLVED = 0.5
-# Of 1 - 1/K, which is what labels drawn at random have. Where the memory takes
-# features as they come, the first two epochs have as much.
+# As a share of 1 - 1/K, the label change of clusters drawn at random. Where the
+# memory takes features as they come, the first two epochs have as much.
 GREATEST_LABEL_CHANGE = 0.8
 LABEL_CHANGE_FIRST_EPOCH = 2.0
 # NMI of the clusters with those of an epoch ago; 1 where no image has moved. Of
 # 1,797 images a single one makes 0.001.
 GREATEST_NMI_PREVIOUS = 0.9999
-# Of ln K. Healthy runs come down to 0.12, after many epochs.
+# As a share of ln K. Healthy runs come down to 0.12, after many epochs.
 LEAST_LOSS = 0.05
-# What stands still after this may simply be done.
+# A run whose clusters stand still after this epoch may simply have converged.
 LAST_EPOCH_OF_LEARNING = 10.0
-# Of ln K, the loss of a classifier that gives each cluster the same
+# As a share of ln K, the loss of a classifier that gives each cluster the same
 # probability, whatever the class weights. With many clusters and few steps an
 # epoch, healthy runs need three epochs to leave it.
 GREATEST_LOSS = 0.97
@@ -53,12 +53,12 @@ LOSS_FIRST_EPOCH = 5.0
 
 
 class Finding(NamedTuple):
-  """What one sign says of a run.
+  """A sign of collapse that was found in a run.
 
   Attributes:
-    step: Of the log line at which it was found.
-    epoch: Likewise.
-    sign: Which one, a name in `SIGNS`.
+    step: Step of the log line at which it was found.
+    epoch: Epoch of that log line.
+    sign: Its name in `SIGNS`.
     text: The number, the threshold, the likely cause and the remedy.
   """
 

@@ -1,4 +1,4 @@
-"""What the steps return, fetched late, checked, timed and written."""
+"""Fetches the steps' scalars late, checks, times and writes them."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Where scalars are written: metrics.jsonl, TensorBoard, the terminal."""
+"""Writes scalars to metrics.jsonl, to TensorBoard and to the terminal."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from odc_jax.logs import progress
 from odc_jax.logs.health import Finding, Health
 from odc_jax.logs.scalars import SCALARS, declared
 
-# What `--mode=evaluate` leaves, a list of {"step": of which checkpoint,
+# The file of `--mode=evaluate`, a list of {"step": of which checkpoint,
 # "source" and others: on which images and how, "of_run": whether as the run
 # itself evaluates, "scores": {"eval/...": value}}.
 EVALUATION = "evaluation.json"
@@ -47,7 +47,8 @@ class MetricWriter:
       resumed_at: The step at which the run goes on, or None for a new run:
         later lines of `metrics.jsonl`, which it will write again, are removed.
       num_steps: Where it ends, for the progress bar.
-      health: Judges every line, those of before as well; None: nobody does.
+      health: Judges every line, those before `resumed_at` too; None for no
+        judgement.
     """
     self._path = workdir / "metrics.jsonl"
     self.logged_at_start: set[str] = set()

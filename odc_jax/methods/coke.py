@@ -31,27 +31,13 @@ from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.labels import Labels
+from odc_jax.methods import coke_slots
+from odc_jax.methods.coke_slots import Slots
 from odc_jax.methods.method import Method
-
-# What unused slots hold, officially (torch.ones), with a value of 0. It is a
-# cluster like any other, so that its images find it in an unused slot too.
-_UNUSED = 1
-
-
-class Slots(NamedTuple):
-  """The clusters that images had of late, from `stage` on.
-
-  Attributes:
-    clusters: Of every image and clustering.
-    values: Their running averages over the epochs; 0 where a slot is unused.
-  """
-
-  clusters: Int[Array, "n h s"]
-  values: Float[Array, "n h s"]
 
 
 class Samples(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The memory of every image; rows split over the devices.
 
   Attributes:
     assignments: As in `memory.Labels`.
@@ -85,7 +71,7 @@ class CoKeState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the step's loss compares with.
+  """The targets of the step's loss.
 
   Attributes:
     clusters: y, the new clusters of the batch, a column for each clustering.
@@ -148,7 +134,7 @@ def init(config: Config, num_examples: int, key) -> CoKeState:
         "cluster; set --config.coke.num_slots=5"
       )
     shape = (*labels.assignments.shape, coke.num_slots)
-    slots = Slots(jnp.full(shape, _UNUSED, jnp.int32), jnp.zeros(shape))
+    slots = coke_slots.no_slots(shape)
   d = config.model.embedding_dim
   centroids = tuple(
     spherical.normalize(jax.random.normal(jax.random.fold_in(key, h), (k, d)))
@@ -219,7 +205,7 @@ def targets(config: Config, state: CoKeState, views, batch, step) -> Targets:
     clusters.append(jnp.argmax(scores, axis=1).astype(jnp.int32))
   clusters = jnp.stack(clusters, axis=1)
 
-  # What the image was assigned to at its last visit, or is now at its first.
+  # The cluster of the image's last visit, or at its first visit the new one.
   old = state.samples.assignments[index]
   visited = old < jnp.array(ks)[None, :]
   hard = jnp.where(visited, old, clusters)
@@ -227,7 +213,7 @@ def targets(config: Config, state: CoKeState, views, batch, step) -> Targets:
 
   if config.data.views == 1:
     # In the stage's first epoch, with f = 1, there is nothing to average.
-    soft = slot_probabilities(
+    soft = coke_slots.probabilities(
       Slots(*(array[index] for array in state.samples.slots)),
       ks,
       config.coke.slot_temperature,
@@ -257,68 +243,6 @@ def targets(config: Config, state: CoKeState, views, batch, step) -> Targets:
     for source in sources
   )
   return Targets(clusters, goals)
-
-
-def slot_probabilities(
-  slots: Slots, num_clusters: tuple[int, ...], temperature: float
-) -> tuple[Float[Array, "b k"], ...]:
-  """Returns the softmax of value / temperature over the clusters in slots.
-
-  Rows of zeros where an image has none. Slots with the same cluster add up.
-
-  Args:
-    slots: Of a batch.
-    num_clusters: k of every clustering.
-    temperature: Below 1 it prefers clusters of many epochs.
-
-  Source: CoKe coke/builder_single_view.py: get_soft_label.
-  """
-  probabilities = []
-  for h, k in enumerate(num_clusters):
-    value = jnp.zeros((slots.clusters.shape[0], k))
-    for s in range(slots.clusters.shape[2]):
-      here = jnp.arange(k)[None, :] == slots.clusters[:, h, s][:, None]
-      value += jnp.where(here, slots.values[:, h, s][:, None], 0.0)
-    exp = jnp.where(value > 0, jnp.exp(value / temperature), 0.0)
-    norm = jnp.sum(exp, axis=1, keepdims=True)
-    probabilities.append(exp / jnp.where(norm > 0, norm, 1))
-  return tuple(probabilities)
-
-
-def update_slots(
-  slots: Slots, clusters: Int[Array, "b h"], factor: Float[Array, ""]
-) -> Slots:
-  """Averages the new clusters of a batch into its slots.
-
-  v <- (1 - f) v + f where the slot has the image's new cluster. One that is in
-  no slot takes that of the least value, and the others are scaled to keep
-  sum v = 1.
-
-  Args:
-    slots: Of a batch.
-    clusters: The new ones.
-    factor: f.
-
-  Source: CoKe coke/builder_single_view.py: update_label.
-  """
-  num_slots = slots.clusters.shape[2]
-  number = jnp.arange(num_slots)[None, None, :]
-  matches = slots.clusters == clusters[:, :, None]
-  known = jnp.any(matches, axis=2)
-  last = num_slots - 1 - jnp.argmax(matches[:, :, ::-1], axis=2)
-  # An image that has no values yet begins with its first slot.
-  least = jnp.argmin(slots.values, axis=2)
-  empty = jnp.sum(slots.values, axis=2) <= 0
-  chosen = jnp.where(empty, 0, jnp.where(known, last, least))
-  here = number == chosen[:, :, None]
-  evicts = (empty | ~known)[:, :, None]
-  kept = jnp.where(here & evicts, 0.0, slots.values)
-  rest = jnp.sum(kept, axis=2, keepdims=True)
-  kept = jnp.where(evicts & (rest > 0), kept / jnp.maximum(rest, 1e-12), kept)
-  values = (1 - factor) * kept + factor * here
-  # What begins, begins with all of it.
-  values = jnp.where(empty[:, :, None], here.astype(jnp.float32), values)
-  return Slots(jnp.where(here, clusters[:, :, None], slots.clusters), values)
 
 
 def loss(config: Config, views, targets: Targets, state: CoKeState):
@@ -437,21 +361,9 @@ def after_step(
     )
   current, counts = tuple(current), tuple(counts)
 
-  def next_epoch():
-    # P <- C; from `stage` on the running average over the epochs, and C <- P.
-    previous = tuple(
-      jnp.where(
-        averaged,
-        spherical.normalize((1 - factor) * p + factor * spherical.normalize(c)),
-        c,
-      )
-      for p, c in zip(state.previous, current, strict=True)
-    )
-    return previous, previous, jax.tree.map(jnp.zeros_like, counts)
-
   previous, current, counts = jax.lax.cond(
     (step + 1) % steps_per_epoch == 0,
-    next_epoch,
+    lambda: _next_epoch(state.previous, current, counts, averaged, factor),
     lambda: (state.previous, current, counts),
   )
 
@@ -464,7 +376,7 @@ def after_step(
   if isinstance(slots, Slots):
     slots = jax.lax.cond(
       averaged,
-      lambda slots: _write_slots(slots, index, targets.clusters, factor),
+      lambda slots: coke_slots.write(slots, index, targets.clusters, factor),
       lambda slots: slots,
       slots,
     )
@@ -478,16 +390,20 @@ def after_step(
   ), {"cluster/label_change": change, **labels_lib.size_scalars(sizes)}
 
 
-def _write_slots(slots: Slots, index, clusters, factor) -> Slots:
-  """Updates the rows `index`; of duplicates the last one wins."""
-  n = slots.values.shape[0]
-  rows = Slots(slots.clusters[index], slots.values[index])
-  rows = update_slots(rows, clusters, factor)
-  target = jnp.where(labels_lib.last_occurrence(index), index, n)
-  return Slots(
-    slots.clusters.at[target].set(rows.clusters, mode="drop"),
-    slots.values.at[target].set(rows.values, mode="drop"),
+def _next_epoch(previous, current, counts, averaged, factor):
+  """Returns P, C and n with which the next epoch begins.
+
+  P <- C; from `stage` on the running average over the epochs, and C <- P.
+  """
+  previous = tuple(
+    jnp.where(
+      averaged,
+      spherical.normalize((1 - factor) * p + factor * spherical.normalize(c)),
+      c,
+    )
+    for p, c in zip(previous, current, strict=True)
   )
+  return previous, previous, jax.tree.map(jnp.zeros_like, counts)
 
 
 METHOD = Method(

@@ -48,7 +48,7 @@ class DeepClusterState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the classifier is to say: the clusters y of the batch."""
+  """The classifier's labels: the clusters y of the batch."""
 
   clusters: Int[Array, "b"]
 
@@ -118,7 +118,7 @@ def recluster(
 
   Args:
     config: Reads `num_clusters`, `num_examples`, `seed`, `deepcluster.*`.
-    state: The clusters of before.
+    state: The clusters before this step.
     passes: Over the images, in evaluation mode.
     step: Decides, with the seed, where k-means starts.
 

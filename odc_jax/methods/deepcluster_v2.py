@@ -29,7 +29,7 @@ _MEMORY_DTYPES = ("float32", "bfloat16")
 
 
 class Samples(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The memory of every image; rows split over the devices.
 
   Attributes:
     assignments: A column for each clustering, [0, k) of that one; k on images
@@ -60,7 +60,7 @@ class DeepClusterV2State(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What all views of an image are to say: its cluster in each clustering."""
+  """The labels of all views of an image: its cluster in each clustering."""
 
   clusters: Int[Array, "b h"]
 

@@ -11,7 +11,7 @@ from odc_jax.config import check
 
 
 class Passes(NamedTuple):
-  """What a re-clustering may ask of the network.
+  """The passes over all images that a re-clustering may ask for.
 
   Attributes:
     embeddings: () -> embeddings of all images, [n, d]: in evaluation mode, of

@@ -48,7 +48,7 @@ class ODCState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the classifier is to say: clusters of the batch before this step."""
+  """The classifier's labels: the batch's clusters before this step."""
 
   clusters: Int[Array, "b"]
 
@@ -124,8 +124,8 @@ def recluster(config: Config, state: ODCState, passes, step: int) -> ODCState:
   @jax.jit
   def fill(embeddings):
     features = spherical.normalize(embeddings.astype(jnp.float32))
-    # What is clustered is what is kept: a bfloat16 memory needs no float32
-    # copy of all rows beside it.
+    # Cluster the rows as the memory keeps them: a bfloat16 memory then needs no
+    # float32 copy of all rows beside it.
     features = features.astype(config.odc.memory_dtype)
     clustering = kmeans(
       features,

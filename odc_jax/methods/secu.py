@@ -6,8 +6,8 @@ secu/builder_imagenet.py, main.py).
 One stage, and learnt centres. Every step assigns a batch to the centres under
 a constraint that keeps clusters from running empty, then lets the centres learn
 from the images assigned to them, only from these, and the network from the
-clusters that its images had an epoch ago, by the centres of when this epoch
-began.
+clusters that its images had an epoch ago, with the centres as they were at the
+start of this epoch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ class SeCuState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the step's losses compare with.
+  """The targets of the step's losses.
 
   Attributes:
     clusters: y, the new clusters of the batch, a column for each clustering.

@@ -49,7 +49,7 @@ class SeLaState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What every head is to say."""
+  """The labels of a batch, a column for each head."""
 
   clusters: Int[Array, "b h"]
 
@@ -62,7 +62,7 @@ def init(config: Config, num_examples: int, key) -> SeLaState:
   Args:
     config: Reads `num_clusters`, `extra_clusters`, `sela.*`.
     num_examples: Images in the data set.
-    key: Decides who is in which.
+    key: Seeds the random clusters.
 
   Raises:
     UserError: If one of the choices in the section `sela` does not exist.
@@ -134,7 +134,7 @@ def recluster(config: Config, state: SeLaState, passes, step: int) -> SeLaState:
 
   Args:
     config: Reads `num_clusters`, `extra_clusters`, `num_examples`, `sela.*`.
-    state: The clusters of before.
+    state: The clusters before this step.
     passes: Over the images as training sees them: augmented, with dropout and
       the batches' own statistics.
     step: Which.
@@ -189,7 +189,7 @@ def _log_probabilities(head, h, params, embeddings, done):
         log_p, jax.nn.log_softmax(logits), start, 0
       )
 
-    # What it is filled with is overwritten, but has to be there.
+    # Its values are overwritten; the loop needs an array of this shape.
     filled = jnp.broadcast_to(done[:, None].astype(jnp.float32), (n, k))
     return assign.over_chunks(n, size, step, filled)
 

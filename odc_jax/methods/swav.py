@@ -44,7 +44,7 @@ class SwAVState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the other views are to say: the codes q of every large view."""
+  """The codes q of every large view, which the other views predict."""
 
   codes: tuple[Float[Array, "b k"], ...]
 
@@ -114,8 +114,7 @@ def targets(config: Config, state: SwAVState, views, batch, step) -> Targets:
 
   Args:
     config: Reads `data.views`, `swav.epsilon`, `swav.sinkhorn_iters`.
-    state: With the queue of before this step, which takes part once it is
-      full.
+    state: The state before this step; its queue takes part once it is full.
     views: Of the batch, the large ones first.
     batch: Unused.
     step: Unused.

@@ -31,12 +31,12 @@ _CHOICES = {
   "weights": ("heads", "own", "none"),
 }
 
-# Of SCAN's loss: how much the entropy of the mean counts.
+# Weight of the mean's entropy in SCAN's loss.
 _ENTROPY_WEIGHT = 5.0
 
 
 class Samples(NamedTuple):
-  """What is known of every image; rows split over the devices.
+  """The memory of every image; rows split over the devices.
 
   Attributes:
     neighbors: Its nearest others, nearest first.
@@ -69,7 +69,7 @@ class TEMIState(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the step's loss compares with.
+  """The targets of the step's loss.
 
   Attributes:
     teacher: log q_t, by every head's teacher, for both views.

@@ -1,4 +1,4 @@
-"""What all backbones have in common."""
+"""The common base of all backbones."""
 
 import jax.numpy as jnp
 from flax import nnx

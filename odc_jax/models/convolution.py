@@ -298,8 +298,9 @@ def _scatter(place, gradient, shape, size, stride, padding):
   """Returns the sums of windows' gradients, where their maxima were.
 
   Args:
-    place: Of the maximum in every window, [b, rows, columns, c]; by rows.
-    gradient: Likewise.
+    place: Position of every window's maximum, counted by rows,
+      [b, rows, columns, c].
+    gradient: Gradient of every window's maximum, [b, rows, columns, c].
     shape: Of the maps, (b, h, w, c).
     size: Side of a window.
     stride: From one window to the next.

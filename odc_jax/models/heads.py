@@ -1,4 +1,4 @@
-"""What sits on a backbone: necks, predictors, classifiers and prototypes."""
+"""Modules behind a backbone: necks, predictors, classifiers, prototypes."""
 
 import itertools
 from collections.abc import Sequence

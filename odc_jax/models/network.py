@@ -17,7 +17,7 @@ from odc_jax.models.backbones import DTYPES, STACKS
 
 
 class Outputs(NamedTuple):
-  """What one forward pass yields of one view, all of it float32.
+  """The outputs of a forward pass for one view, all of them float32.
 
   Attributes:
     features: the backbone's, [b, c]: most often its last map, averaged over
@@ -290,8 +290,9 @@ def _fully_connected(section, backbone, dtype, rngs):
   )
 
 
-# What makes embeddings of a backbone's features: (section `model`, backbone,
-# dtype, rngs) -> module, or None where the features are the embeddings.
+# Necks, which turn a backbone's features into embeddings: (section `model`,
+# backbone, dtype, rngs) -> module, or None where the features are the
+# embeddings.
 NECKS: dict[str, Callable[..., Any]] = {
   "nonlinear": _nonlinear,
   "mlp2": functools.partial(_mlp, num_hidden=1, norm_last=False),
@@ -321,8 +322,8 @@ def _clusterers(section, size, num_clusters, dtype, rngs):
   )
 
 
-# What makes logits of embeddings: (section `model`, d, every k, dtype, rngs)
-# -> module, or None where the method does without.
+# Heads, which turn embeddings into logits: (section `model`, d, every k, dtype,
+# rngs) -> module, or None where the method has none.
 HEADS: dict[str, Callable[..., Any]] = {
   "linear": _linear_heads,
   "prototypes": lambda _, size, ks, dtype, rngs: heads.Prototypes(

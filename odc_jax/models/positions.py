@@ -1,4 +1,4 @@
-"""Where the patches of a vision transformer are, on grids of any size."""
+"""Positions of a vision transformer's patches, on grids of any size."""
 
 import math
 

@@ -30,8 +30,8 @@ _MARKS = {
   "_conv_stem.weight": "efficientnet_lite",
 }
 
-# What stands beside a backbone in a file: classifiers, and what only training
-# takes.
+# Names in a file beside a backbone: classifiers, and parts that only training
+# needs.
 _OTHERS = ("classifier.", "head.", "head_dist.", "mask_token")
 
 _MOST_NAMED = 4
@@ -44,7 +44,7 @@ class Pretrained(NamedTuple):
     name: for `model.name`.
     settings: for `model.settings`: numbers, strings and tuples of them.
     params: as the backbone's `init` returns them; NumPy arrays, float32.
-    batch_stats: likewise.
+    batch_stats: as the backbone's `init` returns them; NumPy, float32.
   """
 
   name: str

@@ -65,7 +65,7 @@ def _conv(
 
 
 class _Block(nnx.Module):
-  """What the two kinds of residual block share: the shortcut."""
+  """The base of both kinds of residual block: the shortcut."""
 
   expansion: int
 

@@ -25,13 +25,14 @@ _SIGNATURE_SIDE = 16
 
 
 class Features(NamedTuple):
-  """What the network makes of every image of a data set of n images.
+  """The network's outputs for all n images of a data set.
 
   Attributes:
     features: Pooled backbone, float32, rows split over the devices and padded
       to `memory.padded_rows(n)`; pad rows are zero.
-    embeddings: Behind the neck, likewise.
-    signatures: What each image looks like from afar, likewise; see `signature`.
+    embeddings: Outputs of the neck, float32, with the same layout.
+    signatures: Small grey thumbnails, int8, with the same layout; see
+      `signature`.
     labels: Ground truth, -1 where unknown, on every host, n of them.
     keys: Index -> name, of the images that this process has read.
   """

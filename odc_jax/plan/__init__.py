@@ -1,1 +1,1 @@
-"""What a run will need, before it is launched: `--mode=plan`."""
+"""Memory, traffic and time of a run before it is launched: `--mode=plan`."""

@@ -1,4 +1,4 @@
-"""What accelerators hold and compute."""
+"""Memory and peak arithmetic of accelerators."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import jax
 
 from odc_jax.plan.table import GIB
 
-# What libtpu 0.0.42 lets a program take of a device's HBM, as its message says
-# when one takes more, and the device's bfloat16 operations in a second, as the
-# data sheets give them. A chip of v2, v3 and tpu7x is two devices.
+# The HBM of a device that libtpu 0.0.42 lets a program take, in GiB, as its
+# message says when one takes more, and the device's bfloat16 operations in a
+# second, as the data sheets give them. A chip of v2, v3 and tpu7x is two
+# devices.
 _TPUS = {
   "TPU v2": (7.48, 22.5e12),
   "TPU v3": (15.48, 61.5e12),

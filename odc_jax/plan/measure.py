@@ -1,4 +1,4 @@
-"""What a run will need, before it is launched: python run.py --mode=plan
+"""Measures a run before it is launched: python run.py --mode=plan
 
 Compiles what the run would compile, for the devices at hand or for a TPU slice
 that is not there, and reads memory, traffic and work off the result. Nothing
@@ -20,6 +20,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options
 from odc_jax.config import check as config_lib
 from odc_jax.data import loader, resident, sources
+from odc_jax.data import order as order_lib
 from odc_jax.errors import UserError
 from odc_jax.evals import knn
 from odc_jax.interop import describe
@@ -34,9 +35,11 @@ from odc_jax.plan.table import (
   _num_bytes,
   _print_bytes,
   _print_collectives,
+  _print_counts,
   _print_phases,
   _tree_bytes,
 )
+from odc_jax.training import parameters
 from odc_jax.training.programs import Program, assemble
 
 # Two steps are under way, and the next batch is on its way.
@@ -50,13 +53,13 @@ _NMI_BYTES = 88
 
 
 class Usage(NamedTuple):
-  """What a compiled program takes, per device; bytes but for the last three.
+  """The needs of a compiled program per device; bytes but for the last three.
 
   Attributes:
-    arguments: What it is called with.
-    in_place: Of those, what its results are written over.
-    results: What it returns, `in_place` included.
-    temporaries: What it holds besides.
+    arguments: Its arguments.
+    in_place: The arguments that its results overwrite.
+    results: Its results, `in_place` included.
+    temporaries: Further arrays while it runs.
     code: The program itself.
     flops: Operations; those in a loop count once.
     seconds: XLA's own estimate, NaN where it has none.
@@ -74,7 +77,7 @@ class Usage(NamedTuple):
 
   @property
   def added(self) -> int:
-    """What running it adds to what is there already."""
+    """Bytes that running it needs beyond its arguments."""
     return self.results - self.in_place + self.temporaries + self.code
 
 
@@ -271,7 +274,7 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   devices = list(mesh.devices.flat)
   num_processes = len({device.process_index for device in devices})
   limit, limit_source, peak = device_limits(devices[0])
-  steps_per_epoch = loader.steps_per_epoch(
+  steps_per_epoch = order_lib.steps_per_epoch(
     config.num_examples, config.batch_size
   )
   num_steps = int(config.num_epochs * steps_per_epoch)
@@ -285,6 +288,8 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   )
   print(*reasons, sep="\n", end="\n" if reasons else "")
 
+  num_parameters = parameters.counts(program.shapes.params)
+  _print_counts("Parameters", num_parameters)
   parts = _parts(program, mesh)
   _print_bytes("Bytes per device", parts)
   state_bytes = sum(parts.values()) - parts["batches"]
@@ -321,6 +326,7 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
     "limit": limit,
     "fits": fits,
     "too_large": too_large,
+    "num_parameters": num_parameters,
     "parts": parts,
     "phases": phases,
     "host": host,
@@ -386,8 +392,8 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
     },
   }
   if "clustering" in usages:
-    # What an augmented pass keeps of an image is no more than what a pass for
-    # the evaluation does, unless there are several views.
+    # An augmented pass keeps no more of an image than a pass for the evaluation
+    # does, unless there are several views.
     phases["clustering"] = {
       "state": state_bytes,
       "features of all images": extracted,

@@ -23,6 +23,13 @@ def _tree_bytes(shapes, shardings):
   )
 
 
+def _print_counts(title, parts):
+  print(f"\n{title}")
+  for name, count in parts.items():
+    print(f"  {name:24} {count:>14,}")
+  print(f"  {'sum':24} {sum(parts.values()):>14,}")
+
+
 def _print_bytes(title, parts):
   print(f"\n{title}")
   for name, size in parts.items():

@@ -15,7 +15,7 @@ from odc_jax.report import sample
 from odc_jax.results import annotations, vectors
 
 NEAREST_CLUSTERS = 5
-# What bounds the page, whatever the data.
+# Limits of the page, whatever the size of the data.
 IMAGE_BYTES = 7_000_000
 # An image's numbers, without its name, and without and with its neighbours.
 _NUMBER_BYTES = 60
@@ -45,7 +45,7 @@ _FILES = ("clusters.parquet", "clusters.json")
 
 
 class Contents(NamedTuple):
-  """What the page's script is given, and whose pictures go with it.
+  """The data of the page's script, and the images whose pictures it shows.
 
   Attributes:
     data: For the script; plain lists, numbers and text. An image is named by
@@ -81,19 +81,8 @@ def read(workdir: pathlib.Path) -> Contents:
   Raises:
     UserError: A file is not as a run leaves it.
   """
-  try:
-    summary = json.loads((workdir / "clusters.json").read_text())
-    path = workdir / "clusters.parquet"
-    table = _table(path)
-    keys = pq.read_table(path, columns=[_KEY])[_KEY]
-    clusters = sorted(summary["clusters"], key=lambda c: c["cluster"])
-    if table["cluster"].max(initial=-1) >= len(clusters):
-      raise ValueError("one has clusters that the other has not")
-  except (ValueError, KeyError, pa.ArrowException) as error:
-    raise UserError(
-      f"{workdir}: clusters.parquet or clusters.json is not as a run leaves "
-      f"it ({error}); the command that trained writes them again"
-    ) from error
+  path = workdir / "clusters.parquet"
+  summary, clusters, table, keys = _load(workdir)
   picked = sample.draw(table, clusters)
   neighbors = _NEIGHBORS in pq.read_schema(path).names
   images, place = _images(keys, table, picked, neighbors)
@@ -157,6 +146,28 @@ def read(workdir: pathlib.Path) -> Contents:
     agreement=float(np.mean(table["margin"] >= 0)),
     advice=summary.get("advice") or "",
   )
+
+
+def _load(workdir: pathlib.Path):
+  """Returns the summary, its clusters by number, the table, and the names.
+
+  Raises:
+    UserError: A file is not as a run leaves it.
+  """
+  try:
+    summary = json.loads((workdir / "clusters.json").read_text())
+    path = workdir / "clusters.parquet"
+    table = _table(path)
+    keys = pq.read_table(path, columns=[_KEY])[_KEY]
+    clusters = sorted(summary["clusters"], key=lambda c: c["cluster"])
+    if table["cluster"].max(initial=-1) >= len(clusters):
+      raise ValueError("one has clusters that the other has not")
+  except (ValueError, KeyError, pa.ArrowException) as error:
+    raise UserError(
+      f"{workdir}: clusters.parquet or clusters.json is not as a run leaves "
+      f"it ({error}); the command that trained writes them again"
+    ) from error
+  return summary, clusters, table, keys
 
 
 def _table(path: pathlib.Path) -> dict[str, np.ndarray]:

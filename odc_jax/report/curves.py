@@ -23,6 +23,20 @@ _COLOURS = {
   "#050505": "var(--band-line)",
 }
 _TEXT, _LINE, _ACCENT, _BAND, _BAND_LINE = _COLOURS
+_SETTINGS = {
+  "svg.fonttype": "none",  # text stays text
+  "font.size": 9,
+  "text.color": _TEXT,
+  "axes.edgecolor": _LINE,
+  "axes.linewidth": 0.8,
+  "xtick.color": _TEXT,
+  "ytick.color": _TEXT,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.unicode_minus": False,
+  "figure.facecolor": "none",
+  "axes.facecolor": "none",
+}
 # Rows of the table behind a curve; a longer one is thinned.
 _MOST_ROWS = 100
 
@@ -54,8 +68,8 @@ class Curve(NamedTuple):
     title: As the panel's.
     text: As the panel's.
     svg: The plot: an <svg> element.
-    head: Of the table with the same numbers.
-    rows: Likewise.
+    head: Column names of the table with the same numbers.
+    rows: Rows of that table.
     thinned: Whether the table leaves out some of the epochs.
   """
 
@@ -164,49 +178,18 @@ def draw(
 
 
 def _svg(panel, names, series, bands, level, last) -> str:
-  settings: Any = {  # its keys are a type of their own
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": panel.title,
-    "font.size": 9,
-    "text.color": _TEXT,
-    "axes.edgecolor": _LINE,
-    "axes.linewidth": 0.8,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-  }
+  """Returns a panel as matplotlib writes it."""
+  # Any: its keys are a type of their own.
+  settings: Any = {**_SETTINGS, "svg.hashsalt": panel.title}
   with matplotlib.rc_context(settings):
     figure = Figure(figsize=(4.1, 2.2), layout="constrained")
     axes = figure.add_subplot()
     if level is not None:
-      axes.axhline(level, color=_TEXT, linewidth=0.8, dashes=(2, 3))
-      axes.annotate(
-        panel.level_text,
-        (0.02 if panel.log else 1, level),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(0, 2),
-        textcoords="offset points",
-        # On the right, lines in one panel have their names.
-        ha="left" if panel.log else "right",
-        va="bottom",
-        fontsize=8,
-      )
+      _draw_level(axes, panel, level)
     for name in names:
       epochs, values = series[name]
       if band := bands.get(name):
-        axes.fill_between(
-          band["epoch"],
-          band["low"],
-          band["high"],
-          color=_BAND,
-          linewidth=0,
-          gid="band",
-        )
-        axes.plot(band["epoch"], band["median"], color=_BAND_LINE, linewidth=1)
+        _draw_band(axes, band)
       axes.plot(
         epochs,
         values,
@@ -217,28 +200,10 @@ def _svg(panel, names, series, bands, level, last) -> str:
         markersize=3,
       )
       if panel.scalars[name]:
-        above = name == names[0]
-        end = values[-max(1, len(values) // 4) :]  # what the name lies over
-        axes.annotate(
-          panel.scalars[name],
-          (epochs[-1], max(end) if above else min(end)),
-          xytext=(0, 4 if above else -4),
-          textcoords="offset points",
-          ha="right",
-          va="bottom" if above else "top",
-          fontsize=8,
-          color=_ACCENT,
-        )
+        _draw_name(axes, panel.scalars[name], epochs, values, name == names[0])
     axes.margins(y=0.14)
     if panel.log:
-      # A cluster may be empty.
-      all_values = [value for name in names for value in series[name][1]]
-      low, high = min(all_values), max(all_values)
-      axes.set_yscale("symlog" if low <= 0 else "log")
-      if high < 300 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-      axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-      axes.yaxis.set_minor_formatter(lambda value, _: "")
+      _scale_log(axes, [value for name in names for value in series[name][1]])
     axes.set_xlim(0, max(last, 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if not panel.log:
@@ -250,6 +215,61 @@ def _svg(panel, names, series, bands, level, last) -> str:
     file = io.StringIO()
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
   return file.getvalue()
+
+
+def _draw_level(axes, panel, level):
+  """Draws a dashed line at `level`, and writes what it means."""
+  axes.axhline(level, color=_TEXT, linewidth=0.8, dashes=(2, 3))
+  axes.annotate(
+    panel.level_text,
+    (0.02 if panel.log else 1, level),
+    xycoords=axes.get_yaxis_transform(),
+    xytext=(0, 2),
+    textcoords="offset points",
+    # On the right, lines in one panel have their names.
+    ha="left" if panel.log else "right",
+    va="bottom",
+    fontsize=8,
+  )
+
+
+def _draw_band(axes, band):
+  """Draws the range of the reference runs, and their median."""
+  axes.fill_between(
+    band["epoch"],
+    band["low"],
+    band["high"],
+    color=_BAND,
+    linewidth=0,
+    gid="band",
+  )
+  axes.plot(band["epoch"], band["median"], color=_BAND_LINE, linewidth=1)
+
+
+def _draw_name(axes, text, epochs, values, above):
+  """Writes a line's name above or below its end."""
+  end = values[-max(1, len(values) // 4) :]  # what the name lies over
+  axes.annotate(
+    text,
+    (epochs[-1], max(end) if above else min(end)),
+    xytext=(0, 4 if above else -4),
+    textcoords="offset points",
+    ha="right",
+    va="bottom" if above else "top",
+    fontsize=8,
+    color=_ACCENT,
+  )
+
+
+def _scale_log(axes, values):
+  """Makes the axis of the values logarithmic."""
+  low, high = min(values), max(values)
+  # A cluster may be empty.
+  axes.set_yscale("symlog" if low <= 0 else "log")
+  if high < 300 * low:
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+  axes.yaxis.set_minor_formatter(lambda value, _: "")
 
 
 def _for_page(svg: str, prefix: str, summary: str) -> str:

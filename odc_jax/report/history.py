@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: config, scalars, warnings."""
+"""Reads the records of a run: config, scalars, warnings."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def by_epoch(lines: Iterable[Mapping[str, Any]]) -> Series:
   }
 
 
-# What the evaluations that have a curve depend on.
+# Keys on which the evaluations that have a curve depend.
 _SHOWN = (
   "config.eval.split",
   "config.eval.knn_k",

@@ -16,8 +16,8 @@ from odc_jax.report.pictures import Pictures
 from odc_jax.results import table
 
 _PARTS = pathlib.Path(__file__).parent / "page"
-# Of the script, in the order in which they are put together: they share one
-# scope, and what one of them runs at once uses what stands before it.
+# Parts of the script, in the order in which they are joined: they share one
+# scope, and code that runs at once uses what earlier parts define.
 _SCRIPTS = (
   "base.js",
   "work.js",
@@ -38,7 +38,7 @@ _SCRIPTS = (
   "map_input.js",
   "start.js",
 )
-# Of all images, nearest to the centre of their own cluster.
+# Shares of all images that lie nearest to the centre of their own cluster.
 _FEW, _MOST = 0.5, 0.85
 _ELSEWHERE = (
   "image nearer to another cluster",

@@ -20,7 +20,7 @@ SIDES = (256, 224, 192, 160, 128, 96)
 # Where not even the last does: of those that come first, and of as many of the
 # others as fit.
 SIDE_OF_OTHERS = 64
-# Of the page, and how many: reading more takes minutes.
+# Size and number of all pictures on the page: reading more takes minutes.
 PICTURE_BYTES = 20_000_000
 PICTURES = 16_000
 # Tried for their size.
@@ -70,7 +70,7 @@ def take(
   data = config["data"]
   try:
     source = sources.make(data["source"], data["split"])
-  # What a library says that is not there is no mistake of the user's here.
+  # A missing library is not the user's mistake here.
   except (UserError, OSError, ImportError) as error:
     problem = f"the data set cannot be opened: {error}"
     return Pictures([], of, None, problem)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What bounds the page, whatever the data.
+# Limits of the page, whatever the size of the data.
 MAP_POINTS = 20_000
 OUTLIERS = 60
 # Shown where none is flagged: somebody has to be the least usual.

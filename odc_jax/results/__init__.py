@@ -1,4 +1,4 @@
-"""What a user takes away: a row for every image, and what the clusters are.
+"""The files that a run leaves: a row for every image, and the clusters.
 
     embeddings.npy     unit embeddings, behind the neck, float16 [n, d]
     centroids.npy      means of the clusters' embeddings, float32 [k, d]

@@ -1,4 +1,4 @@
-"""What somebody has found out on the page: names of clusters, marks of images.
+"""Annotations made on the page: names of clusters, marks of images.
 
 `annotations.json` is what the page saves and what a work directory keeps:
 
@@ -34,7 +34,7 @@ _FORMAT, _VERSION = "odc_jax annotations", 1
 
 
 class Annotations(NamedTuple):
-  """What is known of the clusters and images of a run beyond numbers.
+  """Names of a run's clusters and marks of its images.
 
   Attributes:
     names: Cluster -> its name. Clusters that were merged share one.

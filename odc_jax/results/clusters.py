@@ -1,4 +1,4 @@
-"""What each cluster is, in numbers and in a few of its images."""
+"""Describes each cluster by numbers and by a few of its images."""
 
 from collections.abc import Mapping
 from typing import Any

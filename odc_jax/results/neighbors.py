@@ -15,12 +15,12 @@ from odc_jax.results import vectors
 # dimensions.
 CHUNK = 65_536
 
-# What the approximate search has to find of the true ten nearest, as measured
-# on this many of the index's own rows.
+# The share of the true ten nearest that the approximate search has to find, as
+# measured on rows of the index.
 LEAST_RECALL = 0.95
 RECALL_AT = 10
 NUM_PROBED = 256
-# Of an inverted file: 4 sqrt(n) lists, trained on so many rows of each.
+# An inverted file has 4 sqrt(n) lists, trained on so many rows of each.
 LISTS_PER_ROOT = 4
 ROWS_PER_LIST = 40
 

@@ -34,8 +34,9 @@ COLUMNS = {
   "clusters.json",
   "near_duplicate_group": "the same number for images that look the same; none "
   "where there is no other",
-  "projection_x": "its place on a map where similar images lie together",
-  "projection_y": "likewise",
+  "projection_x": "its horizontal place on a map where similar images lie "
+  "together",
+  "projection_y": "its vertical place on that map",
   "neighbors": "its ten nearest images: their row numbers in this table, and "
   "their cosine distances",
 }

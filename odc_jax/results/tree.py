@@ -9,14 +9,14 @@ from odc_jax.results import vectors
 
 # Memory grows with the square: 20,000 clusters take 1.6 GB.
 MOST_CLUSTERS = 20_000
-# Clusters for each kind of image that one hopes to find. DeepCluster's users
-# find ten classes with about a hundred, and not with ten.
+# Recommended clusters for each class that is looked for. DeepCluster's users
+# find ten classes with about a hundred clusters, and not with ten.
 LEAST_PER_GROUP = 2
 WANTED_PER_GROUP = 5
 # ImageNet's min_cluster in ODC.
 FEW_IMAGES = 20
-# Of the greatest silhouette: splitting what a network has made compact changes
-# it little.
+# As a share of the greatest silhouette: splitting a compact cluster changes it
+# little.
 PLATEAU = 0.97
 # Below, "no substantial structure" (Kaufman & Rousseeuw 1990).
 LEAST_SILHOUETTE = 0.25

@@ -36,11 +36,11 @@ _LOW_AGREEMENT = 0.5
 
 
 class Judged(NamedTuple):
-  """Where each of n images stands among the clusters (`program.Judgement`).
+  """Each image's place among the clusters (`training.judge.Judgement`).
 
   Attributes:
     cluster: Its own.
-    nearest: The one of the most similar centroid.
+    nearest: The cluster of the most similar centroid.
     similarity: Cosine of its embedding with the centroid of its own.
     second_cluster: The most similar of the others.
     margin: Similarity minus that with the second.
@@ -78,9 +78,9 @@ def write(
     keys: Names of all n images.
     labels: Ground truth, -1 where unknown.
     readable: Which of them could be read; the others get no row.
-    judged: Of all of them; what it says of the unreadable is not looked at.
+    judged: One entry per image; entries of unreadable images are ignored.
     centroids: Of the clusters.
-    components: What is to be in `components.npz`.
+    components: The arrays of `components.npz`, by name.
     signatures: Grey thumbnails (`evals.features.signature`).
     num_groups: How many groups to merge the clusters into; None: no column.
 
@@ -163,7 +163,7 @@ def _compare(features, readable, signatures):
       index, features, NUM_NEIGHBORS, lambda done, _: advance(done)
     )
   del index  # as large as the features, and the map needs memory too
-  # Of an image whose features are zero nothing is known but that it is odd.
+  # An image whose features are zero has no neighbours: the greatest score.
   scores = np.nan_to_num(outliers.scores(similarities), nan=1.0)
   thresholds = {
     "outlier_threshold": outliers.threshold(scores[readable]),

@@ -213,7 +213,7 @@ class Checkpoints:
       # It raises again what `wait` has reported.
       with contextlib.suppress(Exception):
         self._manager.close()
-      # What Orbax left unfinished prints tracebacks when it is let go of: now,
+      # Unfinished work of Orbax prints tracebacks when it is freed: do it now,
       # before the one message that tells a user what to do.
       del self._manager
       gc.collect()

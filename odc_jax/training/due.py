@@ -1,4 +1,4 @@
-"""What is owed between two steps: a pure function of where a run is."""
+"""The duties between two steps: a pure function of the run's progress."""
 
 import dataclasses
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Due(NamedTuple):
-  """What is owed before a step.
+  """The duties before a step.
 
   Attributes:
     sizes: To log the clusters' sizes and changes.

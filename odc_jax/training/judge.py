@@ -1,4 +1,4 @@
-"""Where images stand among the clusters: cosines, margins, confidence."""
+"""Judges images by the clusters: cosines, margins, confidence."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from odc_jax.config import Config
 
 
 class Judgement(NamedTuple):
-  """Where images stand among the clusters.
+  """The places of images among the clusters.
 
   Attributes:
-    nearest: The one of the most similar centroid.
+    nearest: The cluster of the most similar centroid.
     similarity: Cosine of the embedding with the centroid of the cluster that
       is judged.
     second_cluster: The most similar of the others, by the cosine.

@@ -9,7 +9,7 @@ import optax
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 
-# Of LARS: how long a step may be, as a share of the parameter's own length.
+# LARS: greatest length of a step, as a share of the parameter's own length.
 TRUST = 0.001
 
 
@@ -131,7 +131,8 @@ def adamw(
 
   Args:
     learning_rate: A number, or step -> a number.
-    weight_decay: Likewise; times the learning rate, as in PyTorch.
+    weight_decay: A number, or step -> a number; it is multiplied by the
+      learning rate, as in PyTorch.
     momentum: Of the first moment.
 
   Source: DINO utils.py: get_params_groups.

@@ -1,7 +1,6 @@
-"""What is compiled for a run: its state, and the functions that change it.
+"""The compiled functions of a run, and the layout of its state.
 
-The loop runs it; a plan compiles it for devices that are not
-there.
+The loop runs them; a plan compiles them for devices that are not there.
 """
 
 from collections.abc import Callable
@@ -40,7 +39,8 @@ class Program(NamedTuple):
       The state is donated.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
       evaluation mode, to be jitted.
-    maps: Likewise -> the backbone's five feature maps, [b, h', w', c].
+    maps: (params, batch_stats, uint8 images [b, h, w, 3]) -> the backbone's
+      five feature maps, [b, h', w', c], to be jitted.
     head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering, to
       be jitted.
     observe: See `make_observe`, jitted. The buffer is donated.
@@ -87,7 +87,69 @@ def assemble(
       a size for the network.
   """
   check_image_size(config.model, config.data.image_size)
-  network = functional(
+  network = _network(config, method)
+  frozen = FROZEN[config_lib.training(config)]
+  optimizer = optim.make(config.optimizer, config_lib.steps_per_epoch(config))
+  init = state_lib.init_function(
+    config, method, network, optimizer, config.num_examples, frozen
+  )
+  shapes = jax.eval_shape(init)
+  shardings = state_lib.shardings(shapes, mesh)
+  _check_rows(shapes, shardings, mesh.size)
+  augmentation = _augmentation(config)
+  forward, maps, head, embed = _evaluation(config, network, shapes.batch_stats)
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
+  return Program(
+    init=jax.jit(
+      init,
+      out_shardings=shardings,
+      compiler_options=compiler.options_for_once(mesh),
+    ),
+    step=jax.jit(
+      make_step(config, method, network, optimizer, augmentation, frozen),
+      donate_argnums=0,
+      in_shardings=(shardings, mesh_lib.rows(mesh)),
+      out_shardings=(shardings, None, None),
+      compiler_options=compiler.compiler_options(mesh),
+    ),
+    forward=forward,
+    maps=maps,
+    head=head,
+    observe=jax.jit(
+      make_observe(method, network, augmentation),
+      donate_argnums=0,
+      out_shardings=(mesh_lib.rows(mesh), mesh_lib.replicated(mesh)),
+      compiler_options=compiler.compiler_options(mesh),
+    ),
+    renew=jax.jit(
+      state_lib.renewal(network, optimizer, method.FRESH, frozen),
+      donate_argnums=0,
+      out_shardings=shardings,
+    ),
+    judge=jax.jit(
+      make_judge(config, method, head),
+      out_shardings=mesh_lib.replicated(mesh),
+    ),
+    embed=jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
+    shapes=shapes,
+    shardings=shardings,
+    outputs=outputs,
+    batch={
+      "image": (
+        _rows(config, outputs.features)
+        if frozen
+        else _images(config, resident_side)
+      ),
+      "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+    },
+  )
+
+
+def _network(config, method) -> Functional:
+  """Returns the experiment's network as pure functions."""
+  return functional(
     lambda rngs: build(
       config.model,
       method.clusterings(config),
@@ -97,15 +159,10 @@ def assemble(
       views_together=method.VIEWS_TOGETHER,
     )
   )
-  steps_per_epoch = config_lib.steps_per_epoch(config)
-  frozen = FROZEN[config_lib.training(config)]
-  optimizer = optim.make(config.optimizer, steps_per_epoch)
-  init = state_lib.init_function(
-    config, method, network, optimizer, config.num_examples, frozen
-  )
-  shapes = jax.eval_shape(init)
-  shardings = state_lib.shardings(shapes, mesh)
-  _check_rows(shapes, shardings, mesh.size)
+
+
+def _augmentation(config):
+  """Returns `augmentation(key, images, index)`, as `make_step` takes it."""
 
   def augmentation(key, images, index):
     if isinstance(images, resident.Taken):
@@ -114,14 +171,21 @@ def assemble(
       images = resident.views(images, index)
     return augment.augment_views(config.augment, key, images, index)
 
+  return augmentation
+
+
+def _evaluation(config, network, statistics):
+  """Returns `forward`, `maps`, `head` and `embed` of `Program`, not jitted.
+
+  Args:
+    config: The experiment.
+    network: The model as pure functions.
+    statistics: The shapes of the running statistics of BatchNorm.
+  """
+
   def forward(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
     return network.apply(params, batch_stats, images, None, train=False)[0]
-
-  def embed(params, batch_stats, features):
-    return network.apply(params, batch_stats, features, None, train=False)[
-      0
-    ].embeddings
 
   def maps(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
@@ -129,60 +193,17 @@ def assemble(
 
   def head(params, embeddings):
     # A head keeps no statistics, and these are not computed.
-    statistics = jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.batch_stats
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), statistics
     )
-    return network.apply_part("head", params, statistics, embeddings)
+    return network.apply_part("head", params, zeros, embeddings)
 
-  step = jax.jit(
-    make_step(config, method, network, optimizer, augmentation, frozen),
-    donate_argnums=0,
-    in_shardings=(shardings, mesh_lib.rows(mesh)),
-    out_shardings=(shardings, None, None),
-    compiler_options=compiler.compiler_options(mesh),
-  )
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-  outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
-  batch = {
-    "image": (
-      _rows(config, outputs.features)
-      if frozen
-      else _images(config, resident_side)
-    ),
-    "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-  }
-  return Program(
-    jax.jit(
-      init,
-      out_shardings=shardings,
-      compiler_options=compiler.options_for_once(mesh),
-    ),
-    step,
-    forward,
-    maps,
-    head,
-    jax.jit(
-      make_observe(method, network, augmentation),
-      donate_argnums=0,
-      out_shardings=(mesh_lib.rows(mesh), mesh_lib.replicated(mesh)),
-      compiler_options=compiler.compiler_options(mesh),
-    ),
-    jax.jit(
-      state_lib.renewal(network, optimizer, method.FRESH, frozen),
-      donate_argnums=0,
-      out_shardings=shardings,
-    ),
-    jax.jit(
-      make_judge(config, method, head),
-      out_shardings=mesh_lib.replicated(mesh),
-    ),
-    jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
-    shapes,
-    shardings,
-    outputs,
-    batch,
-  )
+  def embed(params, batch_stats, features):
+    return network.apply(params, batch_stats, features, None, train=False)[
+      0
+    ].embeddings
+
+  return forward, maps, head, embed
 
 
 def _rows(config, features):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from odc_jax.config import Config, auto, check, options, store
 from odc_jax.data import bad_images, capacity, feed, folder, loader, sources
+from odc_jax.data import order as order_lib
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
@@ -28,7 +29,7 @@ from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features
 from odc_jax.results import groups
-from odc_jax.training import checkpoint
+from odc_jax.training import checkpoint, parameters
 from odc_jax.training import state as state_lib
 from odc_jax.training.programs import Program, assemble
 from odc_jax.training.recluster import Reclustering
@@ -40,7 +41,7 @@ _SHARED_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What stays the same while a run trains.
+  """The parts of a run that stay the same while it trains.
 
   Attributes:
     config: The resolved experiment.
@@ -161,6 +162,7 @@ def open_run(
   _check_processes(config, train, workdir, resuming)
   if processes.is_first():
     _prepare(workdir, config, train.keys, resuming)
+    parameters.write(program.shapes.params, workdir)
   _wait_for_config(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
   stack.callback(checkpoints.close)
@@ -250,7 +252,7 @@ def _sized(config, method: Method, train, mesh, num_groups):
   for line in (*described, *reasons):
     processes.say(line)
   # Asked for once here, so that a mistake shows before anything is computed.
-  loader.batch_indices(
+  order_lib.batch_indices(
     n, config.batch_size, 0, config.seed, config.data.sampling
   )
   num_steps = int(config.num_epochs * check.steps_per_epoch(config))

@@ -76,24 +76,18 @@ def make_step(
       index = jnp.stack([index, partners], axis=1)
     images = augmentation(augment_key, batch["image"], index)
     params = method.prepare(state.params)
-    slower = None
-    if state.teacher is not None:
-      slower, _ = network.apply(
-        {**params, **state.teacher},
-        state.batch_stats,
-        images,
-        network_key,
-        train=True,
+
+    def forward(params):
+      return network.apply(
+        params, state.batch_stats, images, network_key, train=True
       )
 
+    slower = None
+    if state.teacher is not None:
+      slower, _ = forward({**params, **state.teacher})
+
     def loss_function(trained: dict[str, Any]):
-      views, batch_stats = network.apply(
-        {**params, **trained},
-        state.batch_stats,
-        images,
-        network_key,
-        train=True,
-      )
+      views, batch_stats = forward({**params, **trained})
       if slower is not None:
         views = Views(views, jax.lax.stop_gradient(slower))
       targets = method.targets(
@@ -109,35 +103,44 @@ def make_step(
     )(trained)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     trained: Any = optax.apply_updates(trained, updates)
-    teacher = state.teacher
-    if teacher is not None:
-      m = method.teacher_momentum(config)
-      teacher = jax.tree.map(
-        lambda slow, new: m * slow + (1 - m) * new, teacher, trained
-      )
+    teacher = _move_teacher(config, method, state.teacher, trained)
     method_state, method_aux = method.after_step(
       config, state.method, views, targets, batch, state.step
     )
-    student = views.student if isinstance(views, Views) else views
-    embeddings = student[0].embeddings
-    new_state = TrainState(
+    new_state = state._replace(
       step=state.step + 1,
       params={**params, **trained},
       batch_stats=batch_stats,
       opt_state=opt_state,
       method=method_state,
-      key=state.key,
-      restarts=state.restarts,
       teacher=teacher,
     )
-    finite = {
-      "the loss": jnp.isfinite(loss),
-      "an embedding": jnp.all(jnp.isfinite(embeddings)),
-    }
-    scalars = {
-      "train/loss": loss,
-      "train/embedding_std": embedding_std(embeddings),
-    }
+    scalars, finite = _health(loss, views)
     return new_state, {**scalars, **aux, **method_aux}, finite
 
   return step
+
+
+def _move_teacher(config, method, teacher, trained):
+  """Returns the teacher as the moving average of what is trained, or None."""
+  if teacher is None:
+    return None
+  m = method.teacher_momentum(config)
+  return jax.tree.map(
+    lambda slow, new: m * slow + (1 - m) * new, teacher, trained
+  )
+
+
+def _health(loss, views):
+  """Returns the scalars that every method logs, and what has to be finite."""
+  student = views.student if isinstance(views, Views) else views
+  embeddings = student[0].embeddings
+  finite = {
+    "the loss": jnp.isfinite(loss),
+    "an embedding": jnp.all(jnp.isfinite(embeddings)),
+  }
+  scalars = {
+    "train/loss": loss,
+    "train/embedding_std": embedding_std(embeddings),
+  }
+  return scalars, finite

@@ -1,16 +1,15 @@
 """The augmentations against Pillow, which torchvision's reference calls."""
 
-import colorsys
-
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import signal
 
 from odc_jax.data import augment as lib
+from odc_jax.data import color
 
 LEVEL = 1 / 255
 
@@ -56,48 +55,6 @@ def run(config, images, index=None, seed=0):
   index = np.arange(len(images)) if index is None else index
   got = jitted(config, jax.random.key(seed), images, jnp.int32(index))
   return np.asarray(got)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.6])
-@pytest.mark.parametrize(
-  ("ours", "theirs"),
-  [
-    (lib.brighten, ImageEnhance.Brightness),
-    (lib.contrast, ImageEnhance.Contrast),
-    (lib.saturate, ImageEnhance.Color),
-  ],
-)
-def test_blends_are_those_of_pillow(ours, theirs, factor):
-  image = noise(1)[0]
-  want = np.asarray(theirs(Image.fromarray(image)).enhance(factor)) / 255
-  got = ours(jnp.float32(image) / 255, jnp.float32(factor))
-  # Pillow rounds the grey image, and its mean, before it blends, and then
-  # truncates: up to half a level times |1 - factor|, and one more.
-  np.testing.assert_allclose(got, want, atol=1.5 * LEVEL)
-
-
-@pytest.mark.parametrize("shift", [-0.5, -0.1, 0.0, 0.3])
-def test_hue_is_that_of_hsv(shift):
-  image = noise(1)[0].astype(np.float32) / 255
-  image[0, :3] = [[0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1]]
-  want = np.zeros_like(image)
-  for at in np.ndindex(image.shape[:2]):
-    h, s, v = colorsys.rgb_to_hsv(*image[at])
-    want[at] = colorsys.hsv_to_rgb((h + shift) % 1, s, v)
-  got = lib.shift_hue(jnp.asarray(image), jnp.float32(shift))
-  np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_hue_is_near_that_of_pillow():
-  image = noise(1)[0]
-  hsv = np.array(Image.fromarray(image).convert("HSV"))
-  hsv[..., 0] += np.uint8(51)  # wraps round; a fifth of a turn
-  want = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB")) / 255
-  got = lib.shift_hue(jnp.float32(image) / 255, jnp.float32(51 / 256))
-  # Pillow keeps hue and saturation in 8 bits: a level of hue is 6 / 255 of a
-  # channel's way from bottom to top.
-  np.testing.assert_allclose(got, want, atol=7 * LEVEL)
-  assert np.abs(got - want).mean() < 1.5 * LEVEL
 
 
 @pytest.mark.parametrize("angle", [-30.0, -2.0, 0.0, 2.0, 90.0])
@@ -297,8 +254,8 @@ def test_jitter_order_is_uniform(monkeypatch):
     digit = jnp.where(other.max() == 0, 1, jnp.where(flat, 2, 3))
     return push(digit, factor != 1)(image)
 
-  monkeypatch.setattr(lib, "_blend", blend)
-  monkeypatch.setattr(lib, "shift_hue", lambda image, _: push(4)(image))
+  monkeypatch.setattr(color, "_blend", blend)
+  monkeypatch.setattr(color, "shift_hue", lambda image, _: push(4)(image))
   image = np.uint8([[[255, 0, 0], [0, 255, 0]]])
   config = make_config(
     brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=1.0
@@ -317,25 +274,13 @@ def test_jitter_order_is_uniform(monkeypatch):
   assert counts.max() < 200 + 60
 
 
-def test_lighting_moves_the_colour_along_the_axes():
-  image = jnp.asarray(noise(1)[0] / 255, jnp.float32)
-  # One standard deviation along the first axis, which is nearly grey, and
-  # minus two along the second.
-  got = lib.light(image, jnp.array([1.0, -2.0, 0.0])) - image
-  red = 0.2175 * -0.5675 - 2 * 0.0188 * 0.7192
-  green = 0.2175 * -0.5808 - 2 * 0.0188 * -0.0045
-  blue = 0.2175 * -0.5836 - 2 * 0.0188 * -0.6948
-  want = np.broadcast_to([red, green, blue], image.shape)
-  np.testing.assert_allclose(got, want, atol=1e-6)
-
-
 def test_lighting_draws_a_colour_for_every_image():
   images = noise(400, 2, 2)
   shifts = run(make_config(lighting=0.1), images) - images / 255
   assert np.ptp(shifts, axis=(1, 2)).max() < 1e-5
   shifts = shifts[:, 0, 0]
   # The covariance is that of ImageNet's pixels, times 0.1^2.
-  axes = np.array(lib._COLOR_AXES) * lib._COLOR_DEVIATIONS
+  axes = np.array(color._COLOR_AXES) * color._COLOR_DEVIATIONS
   want = 0.01 * axes @ axes.T
   np.testing.assert_allclose(np.cov(shifts.T), want, rtol=0.2)
   np.testing.assert_allclose(shifts.mean(0), 0, atol=0.003)
@@ -473,9 +418,9 @@ def test_off_is_the_identity_and_leaves_no_trace():
   for op in ("gather", "cosine", "xor", "minimum", "pad", "slice"):
     assert op not in text
   # A strength of 0 silences an operation whatever else is set.
-  assert len(program(blur_sigma=(0.5, 5.0)).splitlines()) == len(
-    text.splitlines()
-  )
+  # Instructions are counted; a text also has a table of source lines, in which
+  # a program from the compilation cache differs.
+  assert program(blur_sigma=(0.5, 5.0)).count(" = ") == text.count(" = ")
 
 
 @pytest.mark.parametrize("name", ["blur", "solarize", "lighting", "sobel"])

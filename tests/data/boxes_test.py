@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from odc_jax.data import boxes, decode, loader
+from odc_jax.data import boxes, decode
+from odc_jax.data import order as order_lib
 from odc_jax.data.decode import Crop
 
 WIDE, SMALL = (0.08, 1.0), (0.05, 0.14)
@@ -20,7 +21,7 @@ def one_by_one(seed, step, rows, sizes, crops):
           int(height),
           crop.scale,
           crop.ratio,
-          loader.crop_generator(seed, step, int(row), view),
+          order_lib.crop_generator(seed, step, int(row), view),
         )
         for view, crop in enumerate(views)
       ]
@@ -85,12 +86,12 @@ def test_boxes_that_rounding_decides_are_drawn_one_by_one(monkeypatch):
     asked.append(row)
     return generator(seed, step, row, view)
 
-  generator = loader.crop_generator
+  generator = order_lib.crop_generator
   crops = [Crop(32, WIDE, RATIO)]
   sizes = np.full((50, 2), 40)
   rows = np.arange(50)
   expected = one_by_one(0, 1, rows, sizes, crops)
-  monkeypatch.setattr(loader, "crop_generator", note)
+  monkeypatch.setattr(order_lib, "crop_generator", note)
   boxes.random_boxes(0, 1, rows, sizes, crops)
   assert asked == [0]  # for the key
   monkeypatch.setattr(boxes, "_NEAR", 0.05)

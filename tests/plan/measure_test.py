@@ -56,6 +56,12 @@ def test_bytes_of_each_part(planned):
   assert phases["extraction"]["features of all images"] > 4 * rows * width
 
 
+def test_the_number_of_parameters_is_that_of_their_bytes(planned):
+  counts = planned["num_parameters"]
+  assert counts["head"] == 256 * 32 + 32
+  assert 4 * sum(counts.values()) == planned["parts"]["parameters"]
+
+
 def test_what_the_compiler_says(planned):
   step = planned["programs"]["step"]
   parts = planned["parts"]
