@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from odc_jax.errors import UserError
 
 # Not in a file. All models have 64 channels a head, but for SigLIP's so400m
@@ -91,8 +93,9 @@ def describe(
   Args:
     shapes: timm's name -> shape in PyTorch, of all arrays.
     config: timm's config.json, if there is one. Taken from it: `global_pool`,
-      `num_heads` among `model_args`, and whether the activation is CLIP's own
-      (by `architecture`, or because OpenAI's weights are so tagged).
+      `num_heads` and `img_size` among `model_args`, and whether the activation
+      is CLIP's own (by `architecture`, or because OpenAI's weights are so
+      tagged).
 
   Raises:
     UserError: The number of heads is in neither.
@@ -112,12 +115,9 @@ def describe(
   registers = shapes.get("reg_token", (1, 0, dim))[1]
   positions, grid = "rope", (14, 14)
   if not rope:
-    places = shapes["pos_embed"][1]
-    side = math.isqrt(places)
-    positions = "patches" if side**2 == places and class_token else "all"
-    grid = (side, side)
-    if not class_token:
-      positions = "patches"
+    positions, grid = _places(
+      shapes["pos_embed"][1], patch, class_token, arguments.get("img_size")
+    )
   pool = {"avg": "mean", "map": "attention"}.get(
     config.get("global_pool", ""), "token"
   )
@@ -142,6 +142,30 @@ def describe(
     # Other files' heads are classifiers of ImageNet.
     projection=shapes.get("head.weight", (0,))[0] if pre_norm else 0,
   )
+
+
+def _places(count, patch, class_token, image_size):
+  """Returns which tokens have a position, and the grid of the patches.
+
+  Args:
+    count: Positions that there are.
+    patch: Side of a patch, in pixels.
+    class_token: Whether there is one, which may have a position.
+    image_size: What the positions were learnt for, in pixels, a number or two;
+      None where it is not known. The grid is a square then.
+  """
+  side = math.isqrt(count)
+  grids = [(side, side)]
+  if image_size is not None:
+    sides = np.broadcast_to(image_size, 2).tolist()
+    grids.insert(0, (sides[0] // patch, sides[1] // patch))
+  for grid in grids:
+    if math.prod(grid) == count:
+      return "patches", grid
+    if class_token and math.prod(grid) + 1 == count:
+      return "all", grid
+  # The square is of no whole number; loading the file will say so.
+  return ("all" if class_token else "patches"), (side, side)
 
 
 def _numbers(names, pattern):
