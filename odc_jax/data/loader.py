@@ -125,6 +125,7 @@ def eval_batches(
   process_count: int = 1,
   squash: bool = False,
   interpolation: str = "bilinear",
+  first_batch: int = 0,
 ) -> grain.DatasetIterator[Batch]:
   """Starts reading every example once, in order.
 
@@ -142,6 +143,7 @@ def eval_batches(
     squash: instead of cutting out the centre, make all of the resized image a
       square of `crop` pixels, whatever its shape.
     interpolation: one of `decode.INTERPOLATIONS`; of what is not squashed.
+    first_batch: number of the batch to begin with.
 
   Returns:
     An iterator of {"image": uint8 [b_local, h, w, 3], "index": int32 [b_local],
@@ -172,7 +174,7 @@ def eval_batches(
     )
   )
   read = _ReadEvalBatch(source, batch_size, rows, resize, crop, pixels)
-  batches = grain.MapDataset.range(num_batches).map(read)
+  batches = grain.MapDataset.range(first_batch, num_batches).map(read)
   return iter(batches.to_iter_dataset(read_options(num_threads, 2)))
 
 

@@ -132,6 +132,7 @@ def reading(
   mesh: Mesh,
   *,
   squash: bool = False,
+  first_batch: int = 0,
 ) -> Iterator[Iterator[dict[str, Any]]]:
   """Encloses a pass over a data set: every image once, by centre crops.
 
@@ -141,6 +142,7 @@ def reading(
     mesh: Whose devices share a batch.
     squash: Whether to squash images to squares instead of cutting; of those
       that are with the host.
+    first_batch: Number of the batch to begin with; likewise.
 
   Yields:
     The batches of `feed.eval_batches`, with this process's rows.
@@ -155,6 +157,7 @@ def reading(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **({"squash": True} if squash else {}),
+    **({"first_batch": first_batch} if first_batch else {}),
   )
   with contextlib.closing(batches):
     yield batches

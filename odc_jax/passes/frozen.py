@@ -24,7 +24,6 @@ from odc_jax.config import Config
 from odc_jax.data import resident
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.source import Source
-from odc_jax.data.subset import Subset
 from odc_jax.distributed import compiler, processes
 from odc_jax.files import write_json
 from odc_jax.passes import extract
@@ -34,6 +33,7 @@ _NOTE_SECONDS = 5.0
 
 _NOTE = "done.json"
 _KEYS = "keys.txt"
+_KEPT = ("features", "signatures", "labels")  # each in a file of NumPy's
 
 # How images are made into what the backbone sees.
 _PREPROCESSING = (
@@ -43,7 +43,10 @@ _PREPROCESSING = (
   "augment.mean",
   "augment.std",
   "augment.sobel",
+  # Random weights have no digest that would tell one network from another.
   "model.name",
+  "model.stem",
+  "model.width",
   "model.settings",
   "model.dtype",
 )
@@ -109,10 +112,7 @@ def features(
   if done < n:
     _pass(source, folder, config, mesh, look, done, bad, met, advance)
   processes.gather(None)  # until the first process has written all of it
-  kept = {
-    name: np.load(folder / f"{name}.npy", mmap_mode="r")
-    for name in ("features", "signatures", "labels")
-  }
+  kept = {name: np.load(folder / _file(name), mmap_mode="r") for name in _KEPT}
   keys = (folder / _KEYS).read_text().split("\n")[:n]
   return resident.Rows(
     resident.place(kept["features"], mesh),
@@ -130,39 +130,58 @@ def looker(forward: Callable[..., Any], network: Any, mesh: Mesh):
     network: The parameters and batch statistics.
     mesh: The devices.
   """
+  return functools.partial(compiled(forward, mesh), network)
+
+
+def compiled(forward: Callable[..., Any], mesh: Mesh):
+  """Returns (network, images) -> features and signatures, jitted.
+
+  Args:
+    forward: As for `looker`.
+    mesh: The devices.
+  """
 
   @functools.partial(jax.jit, compiler_options=compiler.compiler_options(mesh))
   def look(network, images):
     found = forward(*network, images).features
     return mesh_lib.replicate((found, extract.signature(images)))
 
-  return lambda images: look(network, images)
+  return look
 
 
 def _note(folder: pathlib.Path) -> tuple[int, list]:
   """Returns how many rows are whole, and which images cannot be read."""
-  with contextlib.suppress(OSError, ValueError, LookupError):
+  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
     note = json.loads((folder / _NOTE).read_text())
-    return note["rows"], note["bad"]
+    if all((folder / name).exists() for name in (*map(_file, _KEPT), _KEYS)):
+      return note["rows"], note["bad"]
   return 0, []
+
+
+def _file(name: str) -> str:
+  return f"{name}.npy"
 
 
 def _pass(source, folder, config, mesh, look, done, bad, met, advance):
   """Passes over the images from number `done` on."""
+  # Whole batches, also where they had another size before: an image that cannot
+  # be read is replaced by one that follows it in the whole data set.
+  size = mesh_lib.divisible(config.eval.batch_size, mesh)
+  first_batch = done // size
+  done = first_batch * size
+  bad = [image for image in bad if image[0] < done]
   writer = None
   if processes.is_first():
     writer = _Writer(folder, len(source), done, bad)
-  first = done
-  rest = Subset(source, np.arange(first, len(source)))
   with contextlib.ExitStack() as stack:
     if writer is not None:
       stack.callback(writer.close)
-    batches = stack.enter_context(extract.reading(rest, config, mesh))
+    batches = stack.enter_context(
+      extract.reading(source, config, mesh, first_batch=first_batch)
+    )
     for batch in batches:
       advance(done)
-      found = [
-        image._replace(index=image.index + first) for image in batch.pop("bad")
-      ]
+      found = batch.pop("bad")
       met(found)
       arrays = look(processes.to_devices(batch["image"], mesh))
       whole = processes.gather(
@@ -198,12 +217,12 @@ class _Writer:
   def add(self, arrays, labels, keys, bad):
     """Writes the rows that follow."""
     features, signatures = arrays
-    rows = {"features": features, "signatures": signatures, "labels": labels}
+    rows = dict(zip(_KEPT, (features, signatures, labels), strict=True))
     end = self._done + len(labels)
     for name, part in rows.items():
       if name not in self._arrays:
         self._arrays[name] = np.lib.format.open_memmap(
-          self._folder / f"{name}.npy",
+          self._folder / _file(name),
           "r+" if self._done else "w+",
           part.dtype,
           (self._n, *part.shape[1:]),
