@@ -10,11 +10,16 @@ The official run takes 440 epochs at batch 512 on 8 GPUs; its model zoo gives
 53.42 % linear top-1 on the pooled features and 57.70 % on the best stage. This
 implementation has not been run at that size yet.
 
+:frozen leaves a pretrained ViT-L/14 of DINOv2's as it is and trains heads and
+memories on its features. The images pass it once; it has not been run either.
+
 ImageNet has to be prepared once, from its two archives, which are to be had
 from image-net.org:
 
   python -m odc_jax.data.prepare imagenet2012 --manual_dir=/path/to/tars
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -108,6 +113,44 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
   config.update(common.logging())
-  if common.is_quick(variant):
+  if common.is_quick(variant, "frozen"):
     common.shrink_imagenet(config)
+  elif variant == "frozen":
+    _freeze(config)
   return config
+
+
+def _freeze(config: Any) -> None:
+  """Sets what belongs to a network that stays as it is, as for folders."""
+  config.num_epochs = 50
+  config.optimizer.decay_epochs = (45,)
+  config.data.eval_resize, config.data.interpolation = 224, "bicubic"
+  config.odc.momentum = 0.1
+  config.odc.assign_metric, config.odc.kmeans_init = "cosine", "k-means++"
+  with config.unlocked():
+    config.model = ConfigDict(
+      {
+        "name": "vit",
+        "stem": "imagenet",
+        "width": 64,
+        "dtype": "bfloat16",
+        # What the weights say of themselves; written out, so that a plan needs
+        # no weights.
+        "settings": {
+          "dim": 1024,
+          "depth": 24,
+          "heads": 16,
+          "hidden": 4096,
+          "patch": 14,
+          "grid": (37, 37),
+          "positions": "patches",
+          "registers": 4,
+          "layer_scale": True,
+        },
+        "neck": "none",
+        "embedding_dim": 1024,
+        "group_size": 0,
+        "weights": "hf:timm/vit_large_patch14_reg4_dinov2.lvd142m",
+        "train": "head",
+      }
+    )

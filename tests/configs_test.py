@@ -33,6 +33,7 @@ VARIANTS = {
   "coke_imagenet": ("single", "multicrop"),
   "deepcluster_imagenet": ("vgg16", "resnet50", "resnet50_sobel"),
   "odc_folder": ("scratch",),
+  "odc_imagenet": ("frozen",),
   "sela_imagenet": ("resnet50",),
   "swav_imagenet": ("batch256",),
 }

@@ -72,13 +72,13 @@ def prepare(slice_name, size):
   return mesh, config, limit
 
 
-def assert_nothing_grows(found, mesh, num_examples):
+def assert_nothing_grows(found, num_devices, num_examples):
   """No side of what moves is the data set's, or a device's share of it."""
   rows = mesh_lib.padded_rows(num_examples)
   sizes = {
     int(number) for _, shape, _ in found for number in re.findall(r"\d+", shape)
   }
-  assert not sizes & {num_examples, rows, rows // mesh.size}
+  assert not sizes & {num_examples, rows, rows // num_devices}
 
 
 @each_case
@@ -106,7 +106,7 @@ def test_the_step(slice_name, size, record_property):
   assert max(size for *_, size in usage.collectives) <= max(
     4 * parameters, 4 * k * (d + 1)
   )
-  assert_nothing_grows(usage.collectives, mesh, config.num_examples)
+  assert_nothing_grows(usage.collectives, mesh.size, config.num_examples)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -127,7 +127,7 @@ def test_all_programs_of_a_method(name):
     for what, lower in measure.lowered(config, method, program, mesh).items():
       usage = measure.measure(lower)
       print(what, usage._replace(collectives=[]))
-      assert_nothing_grows(usage.collectives, mesh, config.num_examples)
+      assert_nothing_grows(usage.collectives, mesh.size, config.num_examples)
 
 
 @pytest.mark.parametrize("name", passes.NAMES)
@@ -142,7 +142,7 @@ def test_a_pass(slice_name, size, name):
   assert memory_.temp_size_in_bytes < 512e6
   found = collectives.collectives(compiled.as_text())
   assert max((size for *_, size in found), default=0) <= 4 * k * (d + 1)
-  assert_nothing_grows(found, mesh, config.num_examples)
+  assert_nothing_grows(found, mesh.size, config.num_examples)
 
 
 @pytest.mark.parametrize("slice_name", ["v5e:2x4", "v5e:16x16"])
@@ -165,4 +165,26 @@ def test_neighbours_of_imagenet(slice_name):
   assert needed + usage.temp_size_in_bytes < limit
   found = collectives.collectives(compiled.as_text())
   assert max(size for *_, size in found) <= 4 * neighbors.CHUNK * d
-  assert_nothing_grows(found, mesh, config.num_examples)
+  assert_nothing_grows(found, mesh.size, config.num_examples)
+
+
+def test_a_frozen_vit_l_on_imagenet():
+  """The plan of the whole run: one pass, then memories on its features."""
+  config = odc_imagenet.get_config("frozen")
+  n = 1_281_167
+  plan = measure.run(config, topology_name="v5e:16x16", num_examples=n)
+  assert plan["fits"]
+  assert [*plan["programs"]] == ["features", "embeddings", "step", "clustering"]
+  rows, devices = mesh_lib.padded_rows(n), plan["devices"]
+  width = config.model.embedding_dim
+  share = 4 * width * rows // devices
+  # Features, and as many numbers of ODC's own memory, are written over or left
+  # where they are.
+  assert plan["programs"]["step"]["arguments"] > 2 * share
+  assert plan["programs"]["step"]["in_place"] > share
+  assert plan["programs"]["step"]["temporaries"] < 512e6
+  for program in plan["programs"].values():
+    found = [tuple(kind[:3]) for kind in program["collectives"]]
+    assert_nothing_grows(found, devices, n)
+  # All of it, on disk.
+  assert plan["disk"]["features"] == 4 * width * n

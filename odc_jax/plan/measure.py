@@ -26,7 +26,7 @@ from odc_jax.evals import knn
 from odc_jax.interop import describe
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Passes
-from odc_jax.passes import extract
+from odc_jax.passes import extract, frozen
 from odc_jax.plan import collectives as collectives_lib
 from odc_jax.plan import tpu_slices
 from odc_jax.plan.chips import device_limits
@@ -50,6 +50,9 @@ _BATCHES_ON_DEVICE = 3
 _DECODED_BYTES = 36_000_000
 _NAME_BYTES = 90
 _NMI_BYTES = 88
+
+# What a frozen backbone has left of the images.
+_KEPT = "features of all images"
 
 
 class Usage(NamedTuple):
@@ -131,6 +134,9 @@ def lowered(
 ) -> dict[str, Callable[[], Any]]:
   """Returns the programs of a run: name -> () -> what can be compiled.
 
+  Of a frozen backbone the images pass through once ("features"), and what an
+  extraction would give is made of those ("embeddings").
+
   To be called inside `jax.set_mesh(mesh)`, whose devices need not exist.
   """
   state = program.shapes
@@ -145,13 +151,12 @@ def lowered(
     (batch_size, size, size, 3), jnp.uint8, sharding=rows
   )
   index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
-  outputs = program.outputs
   buffers = jax.tree.map(
     lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=rows),
-    _extracted(config, outputs),
+    _extracted(config, program.outputs),
   )
 
-  embeddings = buffers[1]
+  features, embeddings, *_ = buffers
   image = program.batch["image"]
   if isinstance(image, resident.Taken):
     num_views = image.num_views
@@ -178,12 +183,20 @@ def lowered(
     )
     return method.recluster(config, method_state, passes, 0)
 
-  programs = {
-    "extraction": lambda: extract.writer(program.forward, mesh).lower(
-      buffers, params, batch_stats, images, index, index
-    ),
-    "step": lambda: program.step.lower(state, program.batch),
-  }
+  if _is_frozen(config):
+    look = frozen.compiled(program.forward, mesh)
+    programs = {
+      "features": lambda: look.lower((params, batch_stats), images),
+      "embeddings": lambda: program.embed.lower(params, batch_stats, features),
+    }
+  else:
+    write = extract.writer(program.forward, mesh)
+    programs = {
+      "extraction": lambda: write.lower(
+        buffers, params, batch_stats, images, index, index
+      )
+    }
+  programs["step"] = lambda: program.step.lower(state, program.batch)
   if method.recluster is not None:
     arguments = params, _placed(state.method, program.shardings.method)
     arguments = *arguments, embeddings, augmented
@@ -241,7 +254,10 @@ def measure(lower: Callable[[], Any]) -> Usage:
 
 
 def host_bytes(
-  config: Config, state_bytes: int, num_processes: int
+  config: Config,
+  state_bytes: int,
+  num_processes: int,
+  kept_bytes: int = 0,
 ) -> dict[str, int]:
   """Returns estimates of the memory of one process: part -> bytes.
 
@@ -250,10 +266,16 @@ def host_bytes(
     state_bytes: Of the parts of the state on this process's devices, each
       part once: what it writes of a checkpoint.
     num_processes: That share every batch.
+    kept_bytes: Of a frozen backbone's features, those on this process's
+      devices.
   """
   data, n = config.data, config.num_examples
   image = 3 * data.image_size**2
   views = sum(3 * c.views * c.size**2 for c in loader.crops(data))
+  features = {}
+  if _is_frozen(config):
+    views = 4  # an image's number
+    features["features on their way"] = kept_bytes
   threads = max(1, data.num_threads) * max(1, data.num_workers)
   held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
   eval_batches = max(2, data.num_threads)
@@ -264,10 +286,38 @@ def host_bytes(
     ),
     "images being decoded": 2 * threads * _DECODED_BYTES,
     "names of the images": n * _NAME_BYTES,
+    **features,
     "clusters, twice": 2 * 4 * n,
     "comparing them": _NMI_BYTES * n,
     "a checkpoint": state_bytes,
   }
+
+
+def disk_bytes(config: Config, outputs: Any) -> dict[str, int]:
+  """Returns what a frozen backbone's features take on disk: part -> bytes.
+
+  Args:
+    config: A resolved experiment.
+    outputs: The shapes of what the network makes of one image.
+  """
+  if not _is_frozen(config):
+    return {}
+  n = config.num_examples
+  features, _, signatures, labels = _extracted(config, outputs)
+  return {
+    "features": n * _row_bytes(features),
+    "thumbnails": n * _row_bytes(signatures),
+    "labels": n * _row_bytes(labels),
+    "names of the images": n * _NAME_BYTES,
+  }
+
+
+def _row_bytes(array):
+  return math.prod(array.shape[1:]) * array.dtype.itemsize
+
+
+def _is_frozen(config):
+  return config_lib.training(config) == "head"
 
 
 def _plan(config, method, program, mesh, reasons, images_per_second):
@@ -290,9 +340,10 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
 
   num_parameters = parameters.counts(program.shapes.params)
   _print_counts("Parameters", num_parameters)
-  parts = _parts(program, mesh)
+  parts = _parts(config, program, mesh)
   _print_bytes("Bytes per device", parts)
-  state_bytes = sum(parts.values()) - parts["batches"]
+  kept_bytes = parts.get(_KEPT, 0)
+  state_bytes = sum(parts.values()) - parts["batches"] - kept_bytes
 
   usages, too_large = {}, {}
   for name, lower in lowered(config, method, program, mesh).items():
@@ -307,9 +358,15 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
 
   sharded = parts["sample memory"] * len(devices) // num_processes
   host = host_bytes(
-    config, state_bytes - parts["sample memory"] + sharded, num_processes
+    config,
+    state_bytes - parts["sample memory"] + sharded,
+    num_processes,
+    kept_bytes * len(devices) // num_processes,
   )
   _print_bytes("Bytes per process on the host, estimated", host)
+  disk = disk_bytes(config, program.outputs)
+  if disk:
+    _print_bytes("Bytes on disk beside the work directory", disk)
 
   for name, usage in usages.items():
     _print_collectives(name, usage.collectives)
@@ -330,18 +387,19 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
     "parts": parts,
     "phases": phases,
     "host": host,
+    "disk": disk,
     "programs": {
       name: {**usage._asdict(), "collectives": _grouped(usage.collectives)}
       for name, usage in usages.items()
     },
-    **_times(config, usages.get("step"), num_steps, peak, images_per_second),
+    **_times(config, usages, num_steps, peak, images_per_second),
   }
   for program_ in result["programs"].values():
     program_.pop("seconds")  # only where it is sane, and then it stands above
   return result
 
 
-def _parts(program, mesh):
+def _parts(config, program, mesh):
   """Returns what of a training state and its batches lies on each device."""
   shapes, where = program.shapes, program.shardings
   samples, rest = 0, 0
@@ -352,9 +410,16 @@ def _parts(program, mesh):
       rest += _num_bytes(leaf, sharding)
     else:
       samples += _num_bytes(leaf, sharding)
+  batch = program.batch
+  kept = {}
+  if _is_frozen(config):  # what a batch takes its rows from is there once
+    batch = {"index": batch["index"]}
+    features, _, signatures, _ = _extracted(config, program.outputs)
+    kept[_KEPT] = sum(
+      _num_bytes(array, mesh_lib.rows(mesh)) for array in (features, signatures)
+    )
   batch = sum(
-    _num_bytes(leaf, mesh_lib.rows(mesh))
-    for leaf in jax.tree.leaves(program.batch)
+    _num_bytes(leaf, mesh_lib.rows(mesh)) for leaf in jax.tree.leaves(batch)
   )
   return {
     "parameters": _tree_bytes(shapes.params, where.params),
@@ -362,6 +427,7 @@ def _parts(program, mesh):
     "batch statistics": _tree_bytes(shapes.batch_stats, where.batch_stats),
     "sample memory": samples,
     "centroid memory": rest,
+    **kept,
     "batches": _BATCHES_ON_DEVICE * batch,
   }
 
@@ -379,30 +445,38 @@ def _phases(config, program, usages, parts, state_bytes, mesh):
   def added(name):
     return usages[name].added if name in usages else 0
 
-  phases = {
-    "training": {
-      "state": state_bytes,
-      "batches": parts["batches"],
-      "step": added("step"),
-    },
-    "extraction": {
-      "state": state_bytes,
-      "features of all images": extracted,
-      "network": added("extraction"),
-    },
+  there: dict[str, int] = {"state": state_bytes}
+  if _is_frozen(config):
+    # The features are the host's until the pass has ended.
+    size = config.data.image_size
+    batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
+    images = batch_size * 3 * size**2 // mesh.size
+    phases = {
+      "features": there | {"images": 2 * images, "network": added("features")}
+    }
+    there[_KEPT] = parts[_KEPT]
+    phases["embeddings"] = there | {"neck": added("embeddings")}
+    extracted = 4 * rows * outputs.embeddings.shape[1]
+    what = "embeddings of all images"
+  else:
+    phases = {}
+    what = _KEPT
+  phases["training"] = there | {
+    "batches": parts["batches"],
+    "step": added("step"),
   }
+  if not _is_frozen(config):
+    phases["extraction"] = there | {
+      what: extracted,
+      "network": added("extraction"),
+    }
+  there[what] = extracted
   if "clustering" in usages:
     # An augmented pass keeps no more of an image than a pass for the evaluation
     # does, unless there are several views.
-    phases["clustering"] = {
-      "state": state_bytes,
-      "features of all images": extracted,
-      "clustering": added("clustering"),
-    }
+    phases["clustering"] = there | {"clustering": added("clustering")}
   if "knn" in config.eval.evaluators:
-    phases["kNN, estimated"] = {
-      "state": state_bytes,
-      "features of all images": extracted,
+    phases["kNN, estimated"] = there | {
       "their unit vectors": features_bytes,
       "similarities, twice": 2 * 4 * knn.CHUNK * rows,
     }
@@ -418,9 +492,21 @@ def _extracted(config, outputs):
   )
 
 
-def _times(config, step, num_steps, peak, images_per_second):
+def _times(config, usages, num_steps, peak, images_per_second):
   """Prints and returns what is known of the time."""
   found = {}
+  step, images = usages.get("step"), num_steps * config.batch_size
+  what = ""
+  if _is_frozen(config):
+    images, what = config.num_examples, " for the pass over the images"
+    if (look := usages.get("features")) is not None:
+      batches = -(-images // config.eval.batch_size)  # or a few less
+      found["pass_flops_per_device"] = batches * look.flops
+      line = f"\n{batches * look.flops:.3g} FLOPs of the pass, each device"
+      if peak:
+        found["least_pass_seconds"] = batches * look.flops / peak
+        line += f": {batches * look.flops / peak:,.0f} s at the chip's peak"
+      print(line)
   if step is not None:
     found["step_flops_per_device"] = step.flops
     line = f"\n{step.flops:.3g} FLOPs a step and device"
@@ -437,7 +523,7 @@ def _times(config, step, num_steps, peak, images_per_second):
         line += "; XLA's own estimate makes no sense here"
     print(line)
   if images_per_second:
-    hours = num_steps * config.batch_size / images_per_second / 3600
+    hours = images / images_per_second / 3600
     found["hours"] = hours
-    print(f"{hours:,.1f} hours at {images_per_second:,.0f} images/s")
+    print(f"{hours:,.1f} hours at {images_per_second:,.0f} images/s{what}")
   return found

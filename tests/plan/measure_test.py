@@ -7,7 +7,7 @@ import types
 import jax
 import pytest
 
-from configs import odc_digits, odc_imagenet
+from configs import odc_digits, odc_folder, odc_imagenet
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
@@ -134,7 +134,7 @@ USAGE = measure.Usage(0, 0, 0, 0, 0, 2e9, math.nan, [])
 def test_an_estimate_below_the_arithmetic_is_not_printed(seconds, sane, capsys):
   config = config_lib.resolve(odc_imagenet.get_config(), 1_281_167, 8)
   usage = USAGE._replace(seconds=seconds)
-  found = measure._times(config, usage, 1000, 1e12, 0.0)
+  found = measure._times(config, {"step": usage}, 1000, 1e12, 0.0)
   assert found["least_step_ms"] == pytest.approx(2.0)
   assert found.get("xla_step_ms") == (4.0 if sane else None)
   assert ("XLA expects 4.0 ms" in capsys.readouterr().out) == sane
@@ -230,3 +230,81 @@ def test_a_plans_flag_without_the_mode_starts_no_training(
   result = run(environment, tmp_path / "run", PLAN[0], "--topology=v5e:2x4")
   assert_refused(result, "--topology", "--mode=plan")
   assert not (tmp_path / "run").exists()
+
+
+def frozen(**overrides):
+  """Of photographs, with a small network in place of theirs."""
+  config = odc_folder.get_config("quick")
+  with config.ignore_type(), config.unlocked():
+    config.update_from_flattened_dict(
+      {
+        "data.image_size": 32,
+        "data.eval_resize": 36,
+        "data.interpolation": "bilinear",
+        "augment.mean": (0.5, 0.5, 0.5),
+        "augment.std": (0.2, 0.2, 0.2),
+        "model.name": "resnet18",
+        "model.width": 8,
+        "model.weights": "",
+        "model.embedding_dim": 64,
+        "eval.batch_size": 48,
+        "num_clusters": 32,
+        "batch_size": 64,
+        **overrides,
+      }
+    )
+  return config
+
+
+@pytest.fixture(scope="module")
+def planned_frozen():
+  return measure.run(frozen(), num_examples=10**6, images_per_second=1000.0)
+
+
+def test_a_frozen_backbone_sees_the_images_once(planned_frozen):
+  plan = planned_frozen
+  programs, phases = plan["programs"], plan["phases"]
+  assert [*programs] == ["features", "embeddings", "step", "clustering"]
+  assert [*phases] == [
+    *("features", "embeddings", "training", "clustering", "kNN, estimated"),
+  ]
+  rows, width = 1_000_448 // 8, 64
+  kept = rows * (4 * width + 256)
+  assert plan["parts"]["features of all images"] == kept
+  assert plan["parts"]["batches"] == 3 * 64 // 8 * 4
+  state = sum(plan["parts"].values()) - plan["parts"]["batches"] - kept
+  for name, phase in phases.items():
+    assert phase["state"] == state
+    assert phase.get("features of all images", 0) == kept * (name != "features")
+  # Features of a batch are all that leaves the first; and every image's
+  # features are an argument of the step, which makes no second copy.
+  assert programs["features"]["results"] < 1.1 * 48 * (4 * width + 256)
+  assert programs["step"]["arguments"] > rows * 4 * width
+  assert programs["step"]["temporaries"] < rows * 4 * width
+  assert programs["embeddings"]["results"] == rows * 4 * width
+  assert phases["clustering"]["embeddings of all images"] == rows * 4 * width
+  # The backbone's work is in the pass, and not in the step.
+  assert programs["features"]["flops"] > 10 * programs["step"]["flops"]
+  assert plan["hours"] == pytest.approx(10**6 / 1000 / 3600)
+  batches = -(-(10**6) // 48)
+  flops = programs["features"]["flops"]
+  assert plan["pass_flops_per_device"] == batches * flops
+
+
+def test_disk_and_host_of_a_frozen_backbone(planned_frozen):
+  n, width = 10**6, 64
+  disk = planned_frozen["disk"]
+  assert disk["features"] == n * 4 * width
+  assert disk["thumbnails"] == n * 256
+  assert disk["labels"] == n * 4
+  kept = planned_frozen["parts"]["features of all images"]
+  host = planned_frozen["host"]
+  assert host["features on their way"] == 8 * kept
+  # Numbers, and no pixels.
+  assert host["training batches"] < 64 * 4 * 100
+
+
+def test_nothing_is_kept_of_a_backbone_that_learns(planned):
+  assert planned["disk"] == {}
+  assert "features on their way" not in planned["host"]
+  assert "features of all images" not in planned["parts"]
