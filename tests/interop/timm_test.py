@@ -18,6 +18,7 @@ from tests.interop.networks import (
   random_weights,
   zeros,
 )
+from tests.models import recorded
 
 # One of every sort; the rest with the tests marked torch.
 SOME = ("both", "clip openai", "dinov3 plus", "convnext", "lite of timm")
@@ -193,3 +194,64 @@ def test_features_in_timm(torch, tmp_path, monkeypatch, kind, size):
   assert described["pretrained_cfg"]["input_size"] == [3, size, size]
   wanted = timm.data.resolve_model_data_config(theirs)
   np.testing.assert_allclose(wanted["mean"], config.augment.mean)
+
+
+_S = {"embed_dim": 128, "depth": 3, "num_heads": 2, "img_size": 64}
+
+# A model of timm's, and what makes it small. Heads have 64 channels.
+THEIRS = {
+  "augreg": ("vit_small_patch16_224", _S),
+  "dino": ("vit_small_patch8_224", _S),
+  "dinov2": ("vit_small_patch14_dinov2", _S | {"img_size": 70}),
+  "registers": ("vit_small_patch14_reg4_dinov2", _S | {"img_size": 70}),
+  "giant": ("vit_giant_patch14_dinov2", _S | {"img_size": 70}),
+  "clip": ("vit_base_patch16_clip_224", _S),
+  "clip openai": ("vit_base_patch16_clip_quickgelu_224", _S),
+  "siglip": ("vit_base_patch16_siglip_224", _S),
+  "dinov3": ("vit_small_patch16_dinov3", _S),
+  "dinov3 plus": ("vit_small_plus_patch16_dinov3", _S),
+  "dinov3 qkvb": ("vit_small_patch16_dinov3_qkvb", _S),
+  "convnext": (
+    "convnext_tiny",
+    {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48)},
+  ),
+  "lite": ("tf_efficientnet_lite0", {}),
+  "lite of timm": ("efficientnet_lite0", {}),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", THEIRS)
+def test_features_of_timms_networks_here(torch, tmp_path, kind):
+  """From random weights, by the folder that timm itself writes."""
+  import timm
+
+  architecture, arguments = THEIRS[kind]
+  torch.manual_seed(0)
+  theirs = timm.create_model(architecture, **arguments)
+  theirs.eval()
+  with torch.no_grad():
+    for name, array in theirs.state_dict().items():
+      if name.endswith("running_var"):
+        array.uniform_(0.5, 2)
+      elif array.ndim == 1 and name.endswith("weight"):
+        array.uniform_(0.4, 1)
+      elif array.ndim == 1 or name.endswith(("token", "pos_embed", "latent")):
+        array.normal_(0, 0.3)
+  timm.models.save_for_hf(
+    theirs, tmp_path, model_args=arguments, safe_serialization=True
+  )
+  found = recorded.backbone(tmp_path)
+  rng = np.random.default_rng(0)
+  side = arguments.get("img_size", 64)
+  images = rng.normal(size=(2, side, side, 3)).astype(np.float32)
+  with torch.no_grad():
+    seen = both.for_torch(torch, images)
+    features = theirs.forward_head(
+      theirs.forward_features(seen), pre_logits=True
+    )
+    if "clip" in kind:  # whose classifier is the projection
+      features = theirs.head(features)
+  with jax.default_matmul_precision("highest"):
+    (ours,) = found.call(images, "pooled")
+  both.assert_close(f"{architecture} here", ours, features)
