@@ -180,7 +180,12 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
   """
   if method.KEYS is None:
     return
-  held = {k: v for k, v in flat(config).items() if k not in _ADDED}
+  held = {
+    name: value
+    for name, value in flat(config).items()
+    # Keyword arguments of the network, which refuses those that it lacks.
+    if name not in _ADDED and not name.startswith("model.settings.")
+  }
   known = {*_COMMON, *method.KEYS}
   if method.HEAD != "none":
     known |= _OF_HEADS
