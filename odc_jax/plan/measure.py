@@ -5,7 +5,6 @@ that is not there, and reads memory, traffic and work off the result. Nothing
 is computed.
 """
 
-import functools
 import json
 import math
 import time
@@ -19,40 +18,25 @@ from jax.sharding import Mesh
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options
 from odc_jax.config import check as config_lib
-from odc_jax.data import loader, resident, sources
 from odc_jax.data import order as order_lib
+from odc_jax.data import resident, sources
 from odc_jax.errors import UserError
-from odc_jax.evals import knn
 from odc_jax.interop import describe
 from odc_jax.methods import METHODS
 from odc_jax.methods.method import Passes
 from odc_jax.passes import extract, frozen
 from odc_jax.plan import collectives as collectives_lib
-from odc_jax.plan import tpu_slices
+from odc_jax.plan import sizes, tpu_slices
 from odc_jax.plan.chips import device_limits
 from odc_jax.plan.table import (
   _grouped,
-  _num_bytes,
   _print_bytes,
   _print_collectives,
   _print_counts,
   _print_phases,
-  _tree_bytes,
 )
 from odc_jax.training import parameters
 from odc_jax.training.programs import Program, assemble
-
-# Two steps are under way, and the next batch is on its way.
-_BATCHES_ON_DEVICE = 3
-# Estimates: a photograph of 12 megapixels while it is decoded, the path and
-# the object of an image's name, and what `evals.scores.nmi` takes for two
-# clusterings with 10,000 clusters each (measured: 88 bytes an image).
-_DECODED_BYTES = 36_000_000
-_NAME_BYTES = 90
-_NMI_BYTES = 88
-
-# What a frozen backbone has left of the images.
-_KEPT = "features of all images"
 
 
 class Usage(NamedTuple):
@@ -145,18 +129,12 @@ def lowered(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
     (state.params, state.batch_stats),
   )
-  batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
-  size = config.data.image_size
-  images = jax.ShapeDtypeStruct(
-    (batch_size, size, size, 3), jnp.uint8, sharding=rows
-  )
-  index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
   buffers = jax.tree.map(
     lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=rows),
-    _extracted(config, program.outputs),
+    sizes.extracted_shapes(config, program.outputs),
   )
 
-  features, embeddings, *_ = buffers
+  embeddings = buffers[1]
   image = program.batch["image"]
   if isinstance(image, resident.Taken):
     num_views = image.num_views
@@ -183,19 +161,7 @@ def lowered(
     )
     return method.recluster(config, method_state, passes, 0)
 
-  if _is_frozen(config):
-    look = frozen.compiled(program.forward, mesh)
-    programs = {
-      "features": lambda: look.lower((params, batch_stats), images),
-      "embeddings": lambda: program.embed.lower(params, batch_stats, features),
-    }
-  else:
-    write = extract.writer(program.forward, mesh)
-    programs = {
-      "extraction": lambda: write.lower(
-        buffers, params, batch_stats, images, index, index
-      )
-    }
+  programs = _passes(config, program, mesh, params, batch_stats, buffers)
   programs["step"] = lambda: program.step.lower(state, program.batch)
   if method.recluster is not None:
     arguments = params, _placed(state.method, program.shardings.method)
@@ -213,6 +179,31 @@ def lowered(
       _placed(batch, jax.tree.map(lambda _: rows, batch)),
     )
   return programs
+
+
+def _passes(config, program, mesh, params, batch_stats, buffers):
+  """Returns the programs through which all images pass, one or two."""
+  rows = mesh_lib.rows(mesh)
+  batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
+  size = config.data.image_size
+  images = jax.ShapeDtypeStruct(
+    (batch_size, size, size, 3), jnp.uint8, sharding=rows
+  )
+  index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
+  if sizes.is_frozen(config):
+    look = frozen.compiled(program.forward, mesh)
+    return {
+      "features": lambda: look.lower((params, batch_stats), images),
+      "embeddings": lambda: program.embed.lower(
+        params, batch_stats, buffers[0]
+      ),
+    }
+  write = extract.writer(program.forward, mesh)
+  return {
+    "extraction": lambda: write.lower(
+      buffers, params, batch_stats, images, index, index
+    )
+  }
 
 
 def _placed(shapes, shardings):
@@ -253,73 +244,6 @@ def measure(lower: Callable[[], Any]) -> Usage:
   )
 
 
-def host_bytes(
-  config: Config,
-  state_bytes: int,
-  num_processes: int,
-  kept_bytes: int = 0,
-) -> dict[str, int]:
-  """Returns estimates of the memory of one process: part -> bytes.
-
-  Args:
-    config: A resolved experiment.
-    state_bytes: Of the parts of the state on this process's devices, each
-      part once: what it writes of a checkpoint.
-    num_processes: That share every batch.
-    kept_bytes: Of a frozen backbone's features, those on this process's
-      devices.
-  """
-  data, n = config.data, config.num_examples
-  image = 3 * data.image_size**2
-  views = sum(3 * c.views * c.size**2 for c in loader.crops(data))
-  features = {}
-  if _is_frozen(config):
-    views = 4  # an image's number
-    features["features on their way"] = kept_bytes
-  threads = max(1, data.num_threads) * max(1, data.num_workers)
-  held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
-  eval_batches = max(2, data.num_threads)
-  return {
-    "training batches": held * config.batch_size // num_processes * views,
-    "evaluation batches": (
-      eval_batches * config.eval.batch_size // num_processes * image
-    ),
-    "images being decoded": 2 * threads * _DECODED_BYTES,
-    "names of the images": n * _NAME_BYTES,
-    **features,
-    "clusters, twice": 2 * 4 * n,
-    "comparing them": _NMI_BYTES * n,
-    "a checkpoint": state_bytes,
-  }
-
-
-def disk_bytes(config: Config, outputs: Any) -> dict[str, int]:
-  """Returns what a frozen backbone's features take on disk: part -> bytes.
-
-  Args:
-    config: A resolved experiment.
-    outputs: The shapes of what the network makes of one image.
-  """
-  if not _is_frozen(config):
-    return {}
-  n = config.num_examples
-  features, _, signatures, labels = _extracted(config, outputs)
-  return {
-    "features": n * _row_bytes(features),
-    "thumbnails": n * _row_bytes(signatures),
-    "labels": n * _row_bytes(labels),
-    "names of the images": n * _NAME_BYTES,
-  }
-
-
-def _row_bytes(array):
-  return math.prod(array.shape[1:]) * array.dtype.itemsize
-
-
-def _is_frozen(config):
-  return config_lib.training(config) == "head"
-
-
 def _plan(config, method, program, mesh, reasons, images_per_second):
   devices = list(mesh.devices.flat)
   num_processes = len({device.process_index for device in devices})
@@ -340,9 +264,9 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
 
   num_parameters = parameters.counts(program.shapes.params)
   _print_counts("Parameters", num_parameters)
-  parts = _parts(config, program, mesh)
+  parts = sizes.parts_of(config, program, mesh)
   _print_bytes("Bytes per device", parts)
-  kept_bytes = parts.get(_KEPT, 0)
+  kept_bytes = parts.get(sizes.KEPT, 0)
   state_bytes = sum(parts.values()) - parts["batches"] - kept_bytes
 
   usages, too_large = {}, {}
@@ -353,18 +277,18 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
     except TooLargeError as error:
       too_large[name] = str(error)
     print(f"compiled: {name}, {time.perf_counter() - begin:.0f} s", flush=True)
-  phases = _phases(config, program, usages, parts, state_bytes, mesh)
+  phases = sizes.phases_of(config, program, usages, parts, state_bytes, mesh)
   fits = _print_phases(phases, usages, too_large, limit, limit_source)
 
   sharded = parts["sample memory"] * len(devices) // num_processes
-  host = host_bytes(
+  host = sizes.host_bytes(
     config,
     state_bytes - parts["sample memory"] + sharded,
     num_processes,
     kept_bytes * len(devices) // num_processes,
   )
   _print_bytes("Bytes per process on the host, estimated", host)
-  disk = disk_bytes(config, program.outputs)
+  disk = sizes.disk_bytes(config, program.outputs)
   if disk:
     _print_bytes("Bytes on disk beside the work directory", disk)
 
@@ -399,105 +323,12 @@ def _plan(config, method, program, mesh, reasons, images_per_second):
   return result
 
 
-def _parts(config, program, mesh):
-  """Returns what of a training state and its batches lies on each device."""
-  shapes, where = program.shapes, program.shardings
-  samples, rest = 0, 0
-  for leaf, sharding in zip(
-    jax.tree.leaves(shapes.method), jax.tree.leaves(where.method), strict=True
-  ):
-    if sharding.spec == mesh_lib.REPLICATED:
-      rest += _num_bytes(leaf, sharding)
-    else:
-      samples += _num_bytes(leaf, sharding)
-  batch = program.batch
-  kept = {}
-  if _is_frozen(config):  # what a batch takes its rows from is there once
-    batch = {"index": batch["index"]}
-    features, _, signatures, _ = _extracted(config, program.outputs)
-    kept[_KEPT] = sum(
-      _num_bytes(array, mesh_lib.rows(mesh)) for array in (features, signatures)
-    )
-  batch = sum(
-    _num_bytes(leaf, mesh_lib.rows(mesh)) for leaf in jax.tree.leaves(batch)
-  )
-  return {
-    "parameters": _tree_bytes(shapes.params, where.params),
-    "optimizer": _tree_bytes(shapes.opt_state, where.opt_state),
-    "batch statistics": _tree_bytes(shapes.batch_stats, where.batch_stats),
-    "sample memory": samples,
-    "centroid memory": rest,
-    **kept,
-    "batches": _BATCHES_ON_DEVICE * batch,
-  }
-
-
-def _phases(config, program, usages, parts, state_bytes, mesh):
-  """Returns what each phase of a run takes per device, by part."""
-  rows = mesh_lib.padded_rows(config.num_examples) // mesh.size
-  outputs = program.outputs
-  features_bytes = 4 * rows * outputs.features.shape[1]
-  extracted = sum(
-    part.size * part.dtype.itemsize // mesh.size
-    for part in _extracted(config, outputs)
-  )
-
-  def added(name):
-    return usages[name].added if name in usages else 0
-
-  there: dict[str, int] = {"state": state_bytes}
-  if _is_frozen(config):
-    # The features are the host's until the pass has ended.
-    size = config.data.image_size
-    batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
-    images = batch_size * 3 * size**2 // mesh.size
-    phases = {
-      "features": there | {"images": 2 * images, "network": added("features")}
-    }
-    there[_KEPT] = parts[_KEPT]
-    phases["embeddings"] = there | {"neck": added("embeddings")}
-    extracted = 4 * rows * outputs.embeddings.shape[1]
-    what = "embeddings of all images"
-  else:
-    phases = {}
-    what = _KEPT
-  phases["training"] = there | {
-    "batches": parts["batches"],
-    "step": added("step"),
-  }
-  if not _is_frozen(config):
-    phases["extraction"] = there | {
-      what: extracted,
-      "network": added("extraction"),
-    }
-  there[what] = extracted
-  if "clustering" in usages:
-    # An augmented pass keeps no more of an image than a pass for the evaluation
-    # does, unless there are several views.
-    phases["clustering"] = there | {"clustering": added("clustering")}
-  if "knn" in config.eval.evaluators:
-    phases["kNN, estimated"] = there | {
-      "their unit vectors": features_bytes,
-      "similarities, twice": 2 * 4 * knn.CHUNK * rows,
-    }
-  return phases
-
-
-def _extracted(config, outputs):
-  """Returns the shapes of what an extraction keeps of all images."""
-  return jax.eval_shape(
-    functools.partial(
-      extract.empty, outputs, mesh_lib.padded_rows(config.num_examples)
-    )
-  )
-
-
 def _times(config, usages, num_steps, peak, images_per_second):
   """Prints and returns what is known of the time."""
   found = {}
   step, images = usages.get("step"), num_steps * config.batch_size
   what = ""
-  if _is_frozen(config):
+  if sizes.is_frozen(config):
     images, what = config.num_examples, " for the pass over the images"
     if (look := usages.get("features")) is not None:
       batches = -(-images // config.eval.batch_size)  # or a few less

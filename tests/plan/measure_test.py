@@ -12,7 +12,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
 from odc_jax.methods import METHODS
-from odc_jax.plan import chips, measure
+from odc_jax.plan import chips, measure, sizes
 from odc_jax.training.programs import assemble
 from tests.program import assert_refused, run
 
@@ -89,7 +89,7 @@ def test_steps_and_hours(planned):
 
 def test_memory_of_the_host():
   config = config_lib.resolve(odc_imagenet.get_config(), 1_281_167, 8)
-  host = measure.host_bytes(config, 123, num_processes=2)
+  host = sizes.host_bytes(config, 123, num_processes=2)
   image = 224 * 224 * 3
   # 16 threads, 16 batches ahead; three more on their way to the devices.
   assert host["training batches"] == 19 * 256 * image
@@ -98,7 +98,7 @@ def test_memory_of_the_host():
   assert host["a checkpoint"] == 123
   # Each of 8 workers has 16 ahead of its own, and two more to hand over.
   config.data.num_workers = 8
-  host = measure.host_bytes(config, 123, num_processes=2)
+  host = sizes.host_bytes(config, 123, num_processes=2)
   assert host["training batches"] == (8 * 16 + 16 + 3) * 256 * image
 
 
