@@ -283,8 +283,6 @@ def test_a_frozen_backbone_sees_the_images_once(planned_frozen):
   assert programs["step"]["temporaries"] < rows * 4 * width
   assert programs["embeddings"]["results"] == rows * 4 * width
   assert phases["clustering"]["embeddings of all images"] == rows * 4 * width
-  # The backbone's work is in the pass, and not in the step.
-  assert programs["features"]["flops"] > 10 * programs["step"]["flops"]
   assert plan["hours"] == pytest.approx(10**6 / 1000 / 3600)
   batches = -(-(10**6) // 48)
   flops = programs["features"]["flops"]
