@@ -182,19 +182,21 @@ def crops(config: Any) -> list[Crop]:
   """Returns what is cut out of every image for training.
 
   Args:
-    config: section with `image_size`, `crop_scale`, `crop_ratio` and, where
-      there is more than one view, `views`; with small ones besides
-      (multi-crop), `small_views`, `small_size` and `small_crop_scale`.
+    config: section with `image_size`, `crop_scale`, `crop_ratio` (the whole
+      image if left out) and, where there is more than one view, `views`; with
+      small ones besides (multi-crop), `small_views`, `small_size` and
+      `small_crop_scale`.
 
   Returns:
     The kinds of crops, large ones first.
 
   Source of the small ones: SwAV src/multicropdataset.py.
   """
-  ratio = config.crop_ratio
-  kinds = [
-    Crop(config.image_size, config.crop_scale, ratio, config.get("views", 1))
-  ]
+  # Where only heads are trained a config need not say how images are cut: the
+  # backbone sees them once, by their centres.
+  scale = config.get("crop_scale", (1.0, 1.0))
+  ratio = config.get("crop_ratio", (1.0, 1.0))
+  kinds = [Crop(config.image_size, scale, ratio, config.get("views", 1))]
   if config.get("small_views", 0):
     kinds.append(
       Crop(

@@ -40,6 +40,7 @@ NECKS = {
     *("layers.2", "norms.2"),
   ),
   "fc": ("flatten", "fc6", "relu", "fc7"),
+  "standardized": ("norms.0",),
   "none": (),
 }
 ACTIVATIONS = {"relu": nn.ReLU, "flatten": nn.Flatten}

@@ -9,6 +9,9 @@ SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
   "train/center_loss": "the part of the loss that the centres learn from",
+  "train/head_loss_min": "the loss of the best of the heads in this batch",
+  "train/pair_weight": "how strongly the teachers believe, on average, that an "
+  "image and its neighbour share a cluster",
   "train/embedding_std": "spread of the batch's embeddings over the sphere: 0 "
   "where all are the same, at most 1",
   "train/learning_rate": "of the backbone",

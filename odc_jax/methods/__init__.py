@@ -13,10 +13,20 @@ from odc_jax.methods import (
   secu,
   sela,
   swav,
+  temi,
 )
 from odc_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
   module.__name__.rpartition(".")[2]: module.METHOD
-  for module in (odc, deepcluster, sela, swav, deepcluster_v2, coke, secu)
+  for module in (
+    odc,
+    deepcluster,
+    sela,
+    swav,
+    deepcluster_v2,
+    coke,
+    secu,
+    temi,
+  )
 }

@@ -12,7 +12,8 @@ teachers of all heads together believe that the two belong together, which mutes
 false neighbours. The head of the lowest loss can be chosen without a label.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,12 @@ class Targets(NamedTuple):
   teacher: Float[Array, "2 h b k"]
   prior: Float[Array, "h k"]
   weights: Float[Array, "h b"]
+
+
+def idle(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields each key that does nothing, and the key that is the reason."""
+  if values.get("temi.objective") == "scan":
+    yield "temi.beta", "temi.objective"
 
 
 def init(config: Config, num_examples: int, key) -> TEMIState:
@@ -383,8 +390,10 @@ METHOD = Method(
     "model.head_hidden",
     "model.head_bottleneck",
   ),
-  # The loss is an information, not the loss of a classifier.
-  SPARED=("chance",),
+  idle=idle,
+  # The loss is an information, not the loss of a classifier; the embeddings
+  # are fixed, and heads on such settle early.
+  SPARED=("chance", "embeddings", "frozen"),
   clusterings=clusterings,
   partners=partners,
   teacher_momentum=teacher_momentum,

@@ -95,6 +95,28 @@ class NonLinearNeck(nnx.Module):
     return self.project(self.drop(self.hidden(features), rngs=rngs))
 
 
+class Standardized(nnx.Module):
+  """Features with mean 0 and variance 1 in every dimension; nothing to learn.
+
+  Those of a frozen backbone share a mean that may be much longer than what
+  tells them apart. In training the statistics are the batch's, in evaluation
+  the running ones; before the first step features pass as they are.
+
+  Source: TEMI train_main.py: embed_norm, which takes those of all images.
+  """
+
+  def __init__(self, num_features: int):
+    """Creates the running statistics of features [b, num_features]."""
+    self.norms = nnx.List([norm.BatchNorm(num_features, affine=False)])
+
+  def __call__(
+    self, features: Float[Array, "b c"], rngs: nnx.Rngs | None = None
+  ) -> Float[Array, "b c"]:
+    """Returns them standardised, float32; `rngs` is not needed."""
+    del rngs
+    return self.norms[0](features.astype(jnp.float32))
+
+
 class Projection(nnx.Module):
   """Linear layers with BatchNorm and ReLU between them.
 

@@ -232,7 +232,7 @@ def build(
   kind = section.get("neck", "nonlinear")
   backbones.check_choice("neck", kind, NECKS)
   neck = NECKS[kind](section, backbone, dtype, rngs)
-  size = backbone.num_features if neck is None else section.embedding_dim
+  size = backbone.num_features if kind in _KEEP_SIZE else section.embedding_dim
   if isinstance(num_clusters, int):
     num_clusters = (num_clusters,)
   make_head = HEADS[head]
@@ -298,8 +298,14 @@ NECKS: dict[str, Callable[..., Any]] = {
   "mlp2": functools.partial(_mlp, num_hidden=1, norm_last=False),
   "mlp3": functools.partial(_mlp, num_hidden=2, norm_last=True),
   "fc": _fully_connected,
+  "standardized": lambda _, backbone, *__: heads.Standardized(
+    backbone.num_features
+  ),
   "none": lambda *_: None,
 }
+
+# Those whose embeddings are as long as the features.
+_KEEP_SIZE = ("standardized", "none")
 
 
 def _linear_heads(section, size, num_clusters, dtype, rngs):

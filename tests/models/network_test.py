@@ -200,7 +200,8 @@ def test_a_zero_row_has_a_gradient():
 
 
 @pytest.mark.parametrize(
-  ("neck", "size"), [("none", 32), ("mlp2", 8), ("mlp3", 8)]
+  ("neck", "size"),
+  [("none", 32), ("standardized", 32), ("mlp2", 8), ("mlp3", 8)],
 )
 # All of "clusterers" have as many clusters; see cluster_heads_test.
 @pytest.mark.parametrize(
