@@ -129,6 +129,8 @@ ALLOWED = {
     "training",
   },
   "training/finish.py": {
+    "config",
+    "data",
     "distributed",
     "files",
     "logs",

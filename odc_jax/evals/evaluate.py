@@ -286,4 +286,6 @@ def _write(workdir, about, scores):
   # A run that has not ended writes its own summary at its end.
   path = workdir / "summary.json"
   if path.exists():
-    write_json(path, writer.last_values(workdir), indent=2)
+    known = json.loads(path.read_text())
+    verdict = {k: v for k, v in known.items() if k.startswith("verdict")}
+    write_json(path, verdict | writer.last_values(workdir), indent=2)

@@ -77,6 +77,21 @@ SCALARS = {
   "costs chosen by cross-validation",
   "eval/low_shot_map_k#_best_c": "linear SVMs from # images of a class, mean "
   "average precision, the best cost on the test set",
+  "verdict/nmi_colors": "NMI (arithmetic) of the clusters with k-means on the "
+  "images' mean colours",
+  "verdict/nmi_pixels": "NMI (arithmetic) of the clusters with k-means on "
+  "32 x 32 pixels",
+  "verdict/ami_colors": "the former, adjusted for chance",
+  "verdict/ami_pixels": "the latter, adjusted for chance",
+  "verdict/neighbors_colors": "of the ten nearest images by the features, "
+  "those that are among the ten nearest by mean colour",
+  "verdict/neighbors_pixels": "likewise by 32 x 32 pixels",
+  "verdict/silhouette": "of the clusters, by the first 16 principal components "
+  "of the features",
+  "verdict/largest": "images in the largest cluster",
+  "verdict/elsewhere": "images nearer to another cluster than to their own",
+  "verdict/heads_agreement": "heads that agree on an image's cluster, a mean "
+  "over the images",
   "speed/images_per_second": "since the last log line",
   "speed/step_ms": "milliseconds per step, since the last log line",
   "speed/data_wait": "fraction of the time in which the devices had nothing to "

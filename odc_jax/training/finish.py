@@ -1,9 +1,19 @@
 """The end of a run: what its user takes away."""
 
+import contextlib
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from odc_jax.config import check
+from odc_jax.data import loader
+from odc_jax.data.subset import Subset
 from odc_jax.distributed import processes
 from odc_jax.files import write_json
 from odc_jax.logs import writer
 from odc_jax.passes.extract import Features
+from odc_jax.results import vectors
+from odc_jax.results import verdict as verdict_lib
 from odc_jax.results.collect import hand_over
 from odc_jax.training.setup import Run
 from odc_jax.training.state import TrainState
@@ -14,7 +24,7 @@ def finish(
   state: TrainState,
   features: Features,
   num_groups: int | None,
-  verdict: str,
+  bottleneck: str,
 ) -> dict[str, int | float]:
   """Writes the tables, the summary and the report of a run.
 
@@ -25,10 +35,10 @@ def finish(
     state: After the last step.
     features: What its network makes of the training set.
     num_groups: How many groups to merge the clusters into, if any.
-    verdict: What held the run up, to be said; "" if nothing is known.
+    bottleneck: What held the run up, to be said; "" if nothing is known.
 
   Returns:
-    What is in `summary.json`.
+    The numbers in `summary.json`.
 
   Raises:
     UserError: There cannot be so many groups.
@@ -52,21 +62,64 @@ def finish(
     bad=bad_train.indices,
     num_groups=num_groups,
   )
-  summary = None
+  summary, verdict = None, None
   if processes.is_first():
     # Late: Matplotlib and Jinja take a second to import.
     from odc_jax import report
 
-    summary = writer.last_values(run.workdir)
-    write_json(run.workdir / "summary.json", summary, indent=2)
+    verdict = _verdict(run)
+    summary = writer.last_values(run.workdir) | verdict.numbers
+    said = {"verdict": verdict.line, "verdict_details": verdict.details}
+    write_json(run.workdir / "summary.json", said | summary, indent=2)
     report.write(run.workdir)
   for bad in (bad_train, bad_test):
     if len(bad):
       processes.say(f"{bad}, named in {run.workdir / 'bad_images.txt'}")
-  if verdict:
-    processes.say(verdict)
+  if bottleneck:
+    processes.say(bottleneck)
+  if verdict is not None:
+    processes.say(" ".join((verdict.line, *verdict.details)))
   # Also keeps the others until all is written.
   return processes.gather(summary)[0]
+
+
+def _verdict(run: Run) -> verdict_lib.Verdict:
+  """Judges the clusters that were written, by a sample of the images."""
+  config = run.config
+  table = pq.read_table(
+    run.workdir / "clusters.parquet", columns=["index", "cluster", "margin"]
+  ).to_pydict()
+  index, clusters = np.array(table["index"]), np.array(table["cluster"])
+  chosen = verdict_lib.sample(len(index))
+  features = np.load(run.workdir / "features.npy", mmap_mode="r")
+  measures = verdict_lib.measure(
+    vectors.unit(features[index[chosen]]),
+    clusters[chosen],
+    _small(run.train, index[chosen], config.data.num_threads),
+  )
+  return verdict_lib.of(
+    verdict_lib.Start(
+      not config.model.weights, check.training(config) == "head", run.num_steps
+    ),
+    measures,
+    largest=float(np.bincount(clusters).max() / len(clusters)),
+    elsewhere=float(np.mean(np.array(table["margin"]) < 0)),
+  )
+
+
+def _small(source, rows, num_threads):
+  """Returns small pictures of some images, uint8 [m, side, side, 3]."""
+  side = verdict_lib.SIDE
+  batches = loader.eval_batches(
+    Subset(source, rows),
+    batch_size=min(64, len(rows)),
+    resize=side,
+    crop=side,
+    num_threads=num_threads,
+  )
+  with contextlib.closing(batches):
+    pictures = [batch["image"] for batch in batches]
+  return np.concatenate(pictures)[: len(rows)]
 
 
 def _all_keys(features: Features) -> dict[int, str]:
