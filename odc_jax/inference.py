@@ -33,12 +33,13 @@ from odc_jax.results import groups as groups_lib
 from odc_jax.results import neighbors, outliers, vectors, write
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
+from odc_jax.training.state import deciding
 
 # The columns for new images. Names are a contract: scripts read them.
 ASSIGNED = {
   "index": ("its place among the images given", pa.int64()),
   "key": ("its path below the folder, or as it was given", pa.string()),
-  "cluster": ("the nearest cluster", pa.int32()),
+  "cluster": ("the nearest cluster, or that of the heads' vote", pa.int32()),
   "group": ("the group of clusters that holds it (--num_groups)", pa.int32()),
   "similarity": (
     "cosine of its embedding with the cluster's centroid",
@@ -207,15 +208,16 @@ class Run:
     for part in self._judge(source, "assigning images"):
       there = part.readable
       judged = {name: array[there] for name, array in part.judged.items()}
-      nearest = judged.pop("nearest")
+      cluster = judged.pop("cluster")
+      del judged["nearest"]  # of the centroids; below it is images
       columns = {
         **judged,
         "index": part.index[there],
         "key": [part.keys[i] for i in np.flatnonzero(there)],
-        "cluster": nearest,
+        "cluster": cluster,
       }
       if groups is not None:
-        columns["group"] = groups[nearest]
+        columns["group"] = groups[cluster]
       if self._threshold is not None:
         columns |= self._compare(judged["features"])
       columns = {
@@ -300,32 +302,39 @@ class Run:
     with jax.set_mesh(mesh):
       method = METHODS[self.config.method]
       program = assemble(self.config, method, mesh)
-      params, batch_stats = checkpoint.restore_parts(
-        self.workdir, program.shapes, program.shardings
+      parts = ["params", "batch_stats"]
+      if method.vote is not None:
+        parts += ["teacher", "method"]
+      params, batch_stats, *rest = checkpoint.restore_parts(
+        self.workdir, program.shapes, program.shardings, parts
       )
+      teacher, method_state = rest or (None, None)
       centroids = jax.device_put(
         self._read("centroids.npy", np.load), mesh_lib.replicated(mesh)
       )
 
       @functools.partial(
         jax.jit,
-        in_shardings=(None, None, None, mesh_lib.rows(mesh)),
+        in_shardings=(None, None, None, None, mesh_lib.rows(mesh)),
         out_shardings=mesh_lib.replicated(mesh),
       )
-      def judge(params, batch_stats, centroids, images):
+      def judge(params, batch_stats, centroids, voting, images):
         outputs = program.forward(params, batch_stats, images)
+        teacher, method_state = voting
         judged = program.judge(
-          params,
+          deciding(params, teacher),
           centroids,
           outputs.embeddings,
           np.full(images.shape[0], -1, np.int32),
+          method_state,
         )
         return judged._asdict() | {
           "features": outputs.features,
           "embeddings": outputs.embeddings,
         }
 
-    return mesh, (params, batch_stats, centroids), judge
+    voting = teacher, method_state
+    return mesh, (params, batch_stats, centroids, voting), judge
 
   @functools.cached_property
   def _neighbors(self):

@@ -358,3 +358,33 @@ def test_a_run_without_training_takes_over_the_network_of_another(
   assert status == 0, err
   card = " ".join((again / "README.md").read_text().split())
   assert "has the weights of `network`, not trained further" in card
+
+
+@pytest.mark.slow
+def test_heads_that_voted_give_training_images_their_clusters_again(
+  environment, images, tmp_path
+):
+  workdir = tmp_path / "run"
+  status, out, err = run(
+    environment,
+    workdir,
+    "--config=configs/temi_digits.py:quick",
+    f"--config.data.source=folder:{images}",
+    f"--config.num_clusters={NUM_CLUSTERS}",
+    "--config.temi.num_heads=4",
+    "--config.model.width=8",
+    "--config.batch_size=50",
+  )
+  assert status == 0, err
+  # A random network, and it says so whatever the heads say.
+  assert "Not to be relied on: the network has random weights" in out
+  loaded = odc_jax.load(workdir)
+  rows = loaded.clusters().to_pydict()
+  again = loaded.assign(images).to_pydict()
+  assert again["cluster"] == rows["cluster"]
+  assert again["confidence"] == rows["confidence"]
+  assert {*rows["confidence"]} <= {0.25, 0.5, 0.75, 1.0}
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert summary["verdict"].startswith("Not to be relied on")
+  agreement = np.mean(rows["confidence"])
+  assert summary["verdict/heads_agreement"] == pytest.approx(agreement)

@@ -105,6 +105,21 @@ def vote(
   return _vote(assignments, names)
 
 
+def shares(
+  assignments: Int[Array, "b h"], names: Int[Array, "h k"]
+) -> Float32[Array, "b k"]:
+  """Returns the share of the heads that voted for each cluster.
+
+  Its argmax is the cluster of `vote`. To be traced; [b, k] exist at once.
+
+  Args:
+    assignments: [b, h], of images that need not be those of `agree`.
+    names: [h, k] what each head's cluster is called.
+  """
+  votes = _votes(assignments, names, jnp.ones(len(names), bool))
+  return votes / jnp.float32(len(names))
+
+
 def _match(table: Int32[Array, "k k"]) -> Int32[np.ndarray, "k"]:
   """Returns a name for each of a head's clusters, so that most images agree."""
   _, names = scipy.optimize.linear_sum_assignment(

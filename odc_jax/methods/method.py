@@ -80,6 +80,14 @@ class Method:
     recluster: (config, state, passes, step) -> state: called where it is due,
       outside the step; see `Passes`. Can be traced. None: clusters are found
       in the steps alone.
+    finish: (config, state, head, params, embeddings) -> state: called once,
+      behind the last step and before the last evaluation and checkpoint, on
+      the host. `embeddings` are those of all images, `head(params, rows)` the
+      logits; of the teacher where there is one. None: nothing is left to do.
+    vote: (state, logits, each [b, k]) -> how likely every cluster is, [b, k],
+      for images new or old, by all that a finished state knows; can be traced.
+      An image's cluster is the likeliest. `logits` as for `finish`. None: it is
+      the nearest centroid's, and the first logits say how likely.
     sampler: (config, clusters, step) -> indices: on the host, after a
       re-clustering, the images that are trained on until the next one, whole
       batches of them, from `clusters(state)` without padding. None: the
@@ -111,6 +119,8 @@ class Method:
   prepare: Callable[[Any], Any] = lambda params: params
   recluster_due: Callable[..., bool] = lambda config, step: False
   recluster: Callable[..., Any] | None = None
+  finish: Callable[..., Any] | None = None
+  vote: Callable[..., Array] | None = None
   sampler: Callable[..., Any] | None = None
   clusters: Callable[[Any], Array] = _of_first_clustering
   previous_clusters: Callable[[Any], Array] = lambda state: (

@@ -12,16 +12,18 @@ teachers of all heads together believe that the two belong together, which mutes
 false neighbours. The head of the lowest loss can be chosen without a label.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odc_jax import labels
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import neighbors
+from odc_jax.clustering import assign, ensemble, neighbors
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
@@ -44,11 +46,13 @@ class Samples(NamedTuple):
     assignments: Clusters in [0, k) by every head's teacher at the last visit; k
       before the first, and on pad rows.
     previous: Those by the best head when this epoch began.
+    voted: Those by the vote of all heads, once the run is finished; k before.
   """
 
   neighbors: Int[Array, "n m"]
   assignments: Int[Array, "n h"]
   previous: Int[Array, "n"]
+  voted: Int[Array, "n"]
 
 
 class TEMIState(NamedTuple):
@@ -60,6 +64,8 @@ class TEMIState(NamedTuple):
     sizes: Images in each cluster, for each head.
     losses: Each head's loss, summed since this epoch began.
     best: The head of the lowest loss in the last whole epoch.
+    names: What each head's clusters are called where all of them vote; -1
+      before the run is finished.
   """
 
   samples: Samples
@@ -67,6 +73,7 @@ class TEMIState(NamedTuple):
   sizes: Int[Array, "h k"]
   losses: Float[Array, "h"]
   best: Int[Array, ""]
+  names: Int[Array, "h k"]
 
 
 class Targets(NamedTuple):
@@ -120,11 +127,13 @@ def init(config: Config, num_examples: int, key) -> TEMIState:
       neighbors=jnp.zeros((n, temi.num_neighbors), jnp.int32),
       assignments=jnp.full((n, h), k, jnp.int32),
       previous=jnp.full((n,), k, jnp.int32),
+      voted=jnp.full((n,), k, jnp.int32),
     ),
     prior=jnp.full((h, k), 1 / k),
     sizes=jnp.zeros((h, k), jnp.int32),
     losses=jnp.zeros((h,)),
     best=jnp.int32(0),
+    names=jnp.full((h, k), -1, jnp.int32),
   )
 
 
@@ -309,7 +318,7 @@ def after_step(
   begins, ends = step % num_steps == 0, (step + 1) % num_steps == 0
   samples = state.samples
   previous = jax.lax.cond(
-    begins, lambda: clusters(state), lambda: samples.previous
+    begins, lambda: _of_best(state), lambda: samples.previous
   )
 
   old = samples.assignments[index]
@@ -326,15 +335,84 @@ def after_step(
   sums = jnp.where(begins, 0.0, state.losses) + by_head
   best = jnp.where(ends, jnp.argmin(sums).astype(jnp.int32), state.best)
   change = jnp.mean(jnp.take(new != old, state.best, axis=1))
-  samples = Samples(samples.neighbors, assignments, previous)
-  return TEMIState(samples, targets.prior, sizes, sums, best), {
+  samples = samples._replace(assignments=assignments, previous=previous)
+  state = TEMIState(samples, targets.prior, sizes, sums, best, state.names)
+  return state, {
     "cluster/label_change": change,
     **labels.size_scalars(sizes[state.best]),
   }
 
 
+def finish(config: Config, state: TEMIState, head, params, embeddings):
+  """Lets all heads vote, each image by the teachers of the end.
+
+  The official code takes the head of the lowest loss.
+
+  Args:
+    config: Reads `num_clusters`, `num_examples`.
+    state: After the last step.
+    head: (params, rows) -> logits of every head.
+    params: The teachers'.
+    embeddings: Of all images, [rows, d].
+  """
+  valid = jnp.arange(embeddings.shape[0]) < config.num_examples
+  assignments = jnp.where(
+    valid[:, None],
+    _by_every_head(head, params, embeddings),
+    config.num_clusters,
+  )
+  order = np.argsort(np.asarray(state.losses), kind="stable")
+  found = ensemble.agree(assignments, config.num_clusters, order.tolist())
+  samples = state.samples._replace(
+    assignments=assignments, voted=found.clusters
+  )
+  return state._replace(samples=samples, names=jnp.asarray(found.names))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _by_every_head(head, params, embeddings) -> Int[Array, "n h"]:
+  """Returns the clusters of all images by every head."""
+  shapes = jax.eval_shape(head, params, embeddings)
+  h, k = len(shapes), shapes[0].shape[1]
+
+  def local(embeddings, params):
+    n = embeddings.shape[0]
+    size = assign.chunk_rows(n, h * k, None)
+
+    def step(found, start, _):
+      rows = jax.lax.dynamic_slice_in_dim(embeddings, start, size)
+      new = _argmax(head(params, rows))
+      return jax.lax.dynamic_update_slice_in_dim(found, new, start, 0)
+
+    nothing = jnp.zeros((n, h), jnp.int32)
+    return assign.over_chunks(n, size, step, nothing)
+
+  return mesh_lib.per_shard(
+    local, (mesh_lib.ROWS, mesh_lib.REPLICATED), mesh_lib.ROWS
+  )(embeddings, params)
+
+
+def _argmax(logits) -> Int[Array, "b h"]:
+  """Returns the likeliest cluster of each head."""
+  found = [jnp.argmax(scores, axis=1) for scores in logits]
+  return jnp.stack(found, axis=1).astype(jnp.int32)
+
+
+def vote(state: TEMIState, logits) -> Float[Array, "b k"]:
+  """Returns the share of the heads that vote for each cluster."""
+  return ensemble.shares(_argmax(logits), state.names)
+
+
 def clusters(state: TEMIState) -> Int[Array, "n"]:
-  """Returns the cluster of every image by the teacher of the best head."""
+  """Returns the cluster of every image: by vote, once the run is finished.
+
+  Before, by the teacher of the best head.
+  """
+  finished = state.names[0, 0] >= 0
+  return jnp.where(finished, state.samples.voted, _of_best(state))
+
+
+def _of_best(state: TEMIState) -> Int[Array, "n"]:
   return jnp.take(state.samples.assignments, state.best, axis=1)
 
 
@@ -399,6 +477,8 @@ METHOD = Method(
   teacher_momentum=teacher_momentum,
   recluster_due=recluster_due,
   recluster=recluster,
+  finish=finish,
+  vote=vote,
   clusters=clusters,
   temperature=temperature,
 )

@@ -23,7 +23,7 @@ from odc_jax.memory import SampleMemory
 from odc_jax.passes.extract import Features
 from odc_jax.results import vectors, write
 from odc_jax.training.programs import Program
-from odc_jax.training.state import TrainState
+from odc_jax.training.state import TrainState, deciding
 
 # Images that are judged at a time: with 10,000 clusters their scores take
 # 40 MB on every device. The rows of a memory are a multiple of it.
@@ -62,7 +62,7 @@ def hand_over(
     found: What it makes of the n training images.
     num_clusters: k.
     clusters: Of the training images, [n]; k where one has none, which gets the
-      nearest.
+      nearest, or the one that is voted for.
     keys: Their names.
     bad: Those that could not be read.
     num_groups: How many groups to merge the clusters into, or None.
@@ -91,16 +91,16 @@ def hand_over(
   judgements, signatures = _write_rows(
     workdir, chunks, components, readable, found.embeddings.shape[1]
   )
-  nearest, *rest = (
+  decided, *rest = (
     np.concatenate(parts) for parts in zip(*judgements, strict=True)
   )
-  clusters = np.where(clusters == num_clusters, nearest, clusters)
+  clusters = np.where(clusters == num_clusters, decided, clusters)
   write.write(
     workdir,
     keys=keys,
     labels=found.labels,
     readable=readable,
-    judged=write.Judged(clusters, nearest, *rest),
+    judged=write.Judged(clusters, *rest),
     centroids=np.asarray(centroids),
     components=components._asdict(),
     signatures=np.concatenate(signatures),
@@ -131,7 +131,11 @@ def _judged_chunks(program, state, found, centroids, asked, num_images):
       (found.features, found.embeddings, found.signatures), start
     )
     judged = program.judge(
-      state.params, centroids, embeddings, asked[start : start + _CHUNK]
+      deciding(state.params, state.teacher),
+      centroids,
+      embeddings,
+      asked[start : start + _CHUNK],
+      state.method,
     )
     count = min(_CHUNK, num_images - start)
     yield (

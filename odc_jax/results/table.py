@@ -27,7 +27,8 @@ COLUMNS = {
   "second_cluster": "the cluster of the most similar other centroid",
   "margin": "similarity minus that with the second cluster; below zero where "
   "that one is nearer",
-  "confidence": "the network's own probability of the cluster",
+  "confidence": "the network's own probability of the cluster; where many "
+  "heads vote, the share of them that is for it",
   "outlier_score": "half of 1 minus the mean cosine with its ten nearest "
   "images",
   "is_outlier": "unlike the others: its score is beyond the threshold in "

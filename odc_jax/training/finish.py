@@ -87,7 +87,8 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
   """Judges the clusters that were written, by a sample of the images."""
   config = run.config
   table = pq.read_table(
-    run.workdir / "clusters.parquet", columns=["index", "cluster", "margin"]
+    run.workdir / "clusters.parquet",
+    columns=["index", "cluster", "margin", "confidence"],
   ).to_pydict()
   index, clusters = np.array(table["index"]), np.array(table["cluster"])
   chosen = verdict_lib.sample(len(index))
@@ -104,6 +105,9 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
     measures,
     largest=float(np.bincount(clusters).max() / len(clusters)),
     elsewhere=float(np.mean(np.array(table["margin"]) < 0)),
+    heads=(
+      None if run.method.vote is None else float(np.mean(table["confidence"]))
+    ),
   )
 
 

@@ -15,15 +15,17 @@ class Judgement(NamedTuple):
   """The places of images among the clusters.
 
   Attributes:
+    cluster: The one that is judged.
     nearest: The cluster of the most similar centroid.
-    similarity: Cosine of the embedding with the centroid of the cluster that
-      is judged.
+    similarity: Cosine of the embedding with the centroid of `cluster`.
     second_cluster: The most similar of the others, by the cosine.
     margin: `similarity` minus the cosine with that one's centroid; below zero
       where the other is more similar.
-    confidence: The classifier's probability of the cluster.
+    confidence: The classifier's probability of the cluster, or the share of
+      the heads that vote for it.
   """
 
+  cluster: Int[Array, "b"]
   nearest: Int[Array, "b"]
   similarity: Float[Array, "b"]
   second_cluster: Int[Array, "b"]
@@ -32,12 +34,14 @@ class Judgement(NamedTuple):
 
 
 def make_judge(config: Config, method: Any, head: Callable[..., Any]):
-  """Returns `judge(params, centroids, embeddings, clusters)`.
+  """Returns `judge(params, centroids, embeddings, clusters, state)`.
 
   It returns a `Judgement` of embeddings [b, d] of the network in evaluation
   mode among centroids [k, d], for the given clusters [b] or, where these are
-  -1, for the nearest. A cluster whose centroid is zero is empty, and near to
-  nothing. [b, k] scores exist at once.
+  -1, for the nearest, or that which the heads vote for. `params` are what
+  decides (`state.deciding`); `state` is the method's, where it votes. A
+  cluster whose centroid is zero is empty, and near to nothing. [b, k] scores
+  exist at once.
 
   Args:
     config: The experiment.
@@ -45,7 +49,7 @@ def make_judge(config: Config, method: Any, head: Callable[..., Any]):
     head: As `Program` has it.
   """
 
-  def judge(params, centroids, embeddings, clusters):
+  def judge(params, centroids, embeddings, clusters, state=None):
     cosines = jnp.matmul(
       spherical.normalize(embeddings),
       spherical.normalize(centroids).T,
@@ -54,15 +58,21 @@ def make_judge(config: Config, method: Any, head: Callable[..., Any]):
     is_empty = ~jnp.any(centroids != 0, axis=1)
     cosines = jnp.where(is_empty[None, :], -1.0, cosines)
     nearest = jnp.argmax(cosines, axis=1).astype(jnp.int32)
-    cluster = jnp.where(clusters < 0, nearest, clusters)
+    best, probabilities = nearest, None
+    if method.vote is not None:
+      probabilities = method.vote(state, head(params, embeddings))
+      best = jnp.argmax(probabilities, axis=1).astype(jnp.int32)
+    cluster = jnp.where(clusters < 0, best, clusters)
     similarity = _entry(cosines, cluster)
     is_own = jnp.arange(cosines.shape[1])[None, :] == cluster[:, None]
     others = jnp.where(is_own, -jnp.inf, cosines)
-    logits = cosines
-    if method.HEAD != "none":
-      logits, *_ = head(params, embeddings)
-    probabilities = jax.nn.softmax(logits / method.temperature(config))
+    if probabilities is None:
+      logits = cosines
+      if method.HEAD != "none":
+        logits, *_ = head(params, embeddings)
+      probabilities = jax.nn.softmax(logits / method.temperature(config))
     return Judgement(
+      cluster,
       nearest,
       similarity,
       jnp.argmax(others, axis=1).astype(jnp.int32),

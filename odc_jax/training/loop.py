@@ -98,6 +98,13 @@ def _train(run: Run, rollbacks, num_groups, stack):
     stopping = run.stop.requested()
     due = schedule.before(step, logged, stopping)
 
+    if due.last:
+      try:
+        state = run.recluster.finish(state)
+      except StoppedError:
+        stopping = True
+        saved_step = step  # not as it ends: the last steps are done again
+
     if any(due):
       with log.between_steps():
         if due.sizes:

@@ -19,7 +19,7 @@ from odc_jax.logs import progress
 from odc_jax.methods.method import Passes
 from odc_jax.passes.extract import Features
 from odc_jax.training.programs import Program
-from odc_jax.training.state import TrainState
+from odc_jax.training.state import TrainState, deciding
 
 
 class Reclustering:
@@ -94,6 +94,29 @@ class Reclustering:
     if self._method.FRESH:
       state = self._program.renew(state, step)
     return state, found
+
+  def finish(self, state: TrainState) -> TrainState:
+    """Returns the state that a run ends with.
+
+    Args:
+      state: After the last step.
+
+    Raises:
+      StoppedError: If the evaluation's `check` does.
+    """
+    if self._method.finish is None:
+      return state
+    found = self._evaluation.train_features(state.params, state.batch_stats)
+    method_state = self._method.finish(
+      self._config,
+      state.method,
+      self._program.head,
+      deciding(state.params, state.teacher),
+      found.embeddings,
+    )
+    return state._replace(
+      method=jax.device_put(method_state, self._program.shardings.method)
+    )
 
   def order(self, state: TrainState, step: int) -> Int[np.ndarray, "m"] | None:
     """Returns the images to train on until the next re-clustering, in order.

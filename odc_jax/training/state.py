@@ -40,6 +40,11 @@ class TrainState(NamedTuple):
   teacher: Any = None
 
 
+def deciding(params: Any, teacher: Any) -> Any:
+  """Returns the parameters that decide on clusters: the teacher's, if any."""
+  return params if teacher is None else {**params, **teacher}
+
+
 def trained(params: Any, frozen: Collection[str]) -> Any:
   """Returns the parameters that steps change.
 

@@ -482,3 +482,44 @@ def test_no_collective_of_a_step_grows_with_the_data_set():
   assert few == many
   # But for the gradients, nothing larger than the batch's rows of all views.
   assert max(size for *_, size in few) <= 4 * 2 * 64 * 12
+
+
+# The end: all heads vote.
+
+
+def test_heads_vote_and_vote_the_same_again():
+  """Three heads find the same by other numbers; a fourth finds nothing."""
+  rng = np.random.default_rng(0)
+  n, k = 12, 3
+  kinds = np.arange(n) % k
+  rows = np.zeros((mesh_lib.padded_rows(n), k), np.float32)
+  rows[:n] = np.eye(k)[kinds] + 0.1 * rng.random((n, k))
+  orders = [[0, 1, 2], [2, 0, 1], [1, 0, 2]]
+
+  def head(params, x):
+    del params
+    return *(x[:, jnp.array(order)] for order in orders), jnp.ones_like(x)
+
+  config = ConfigDict(
+    {
+      "num_examples": n,
+      "num_clusters": k,
+      "temi": section(num_heads=4, num_neighbors=2),
+    }
+  )
+  mesh = mesh_lib.make_mesh(8)
+  with jax.set_mesh(mesh):
+    state = temi.init(config, n, jax.random.key(0))
+    state = state._replace(losses=jnp.array([0.1, 0.2, 0.3, 0.4]))
+    np.testing.assert_array_equal(temi.clusters(state), k)
+    embeddings = jax.device_put(rows, mesh_lib.rows(mesh))
+    state = temi.finish(config, state, head, {}, embeddings)
+    found = np.asarray(temi.clusters(state))
+    shares = np.asarray(temi.vote(state, head({}, jnp.asarray(rows[:n]))))
+  np.testing.assert_array_equal(found[:n], kinds)
+  np.testing.assert_array_equal(found[n:], k)
+  np.testing.assert_array_equal(shares.argmax(axis=1), kinds)
+  # The fourth is with those of one kind, whatever it calls its only cluster.
+  confidence = shares.max(axis=1)
+  assert set(confidence) == {0.75, 1.0}
+  np.testing.assert_allclose(shares.sum(axis=1), 1)
