@@ -13,14 +13,15 @@ clusters (Fern & Brodley 2004) and k-means on the heads' labels (Topchy et al.
 2005) it was chosen by measurement: docs/methods.md, TEMI.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jaxtyping import Array, Bool, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from odc_jax import mesh
 from odc_jax.clustering import assign
@@ -103,6 +104,42 @@ def vote(
     As in `Ensemble`.
   """
   return _vote(assignments, names)
+
+
+def likeliest(logits: Sequence[Float[Array, "b k"]]) -> Int32[Array, "b h"]:
+  """Returns the likeliest cluster of each head: [b, k] of each -> [b, h]."""
+  found = [jnp.argmax(scores, axis=1) for scores in logits]
+  return jnp.stack(found, axis=1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_every_head(
+  head: Callable, params: Any, rows: Float[Array, "n d"]
+) -> Int32[Array, "n h"]:
+  """Returns the clusters of all rows by every head, a chunk at a time.
+
+  Args:
+    head: (params, rows [b, d]) -> logits, [b, k] of each head.
+    params: Of the heads.
+    rows: [n, d] row-sharded, pad rows too.
+  """
+  shapes = jax.eval_shape(head, params, rows)
+  h, k = len(shapes), shapes[0].shape[1]
+
+  def local(rows, params):
+    n = rows.shape[0]
+    size = assign.chunk_rows(n, h * k, None)
+
+    def step(found, start, _):
+      chunk = jax.lax.dynamic_slice_in_dim(rows, start, size)
+      new = likeliest(head(params, chunk))
+      return jax.lax.dynamic_update_slice_in_dim(found, new, start, 0)
+
+    return assign.over_chunks(n, size, step, jnp.zeros((n, h), jnp.int32))
+
+  return mesh.per_shard(local, (mesh.ROWS, mesh.REPLICATED), mesh.ROWS)(
+    rows, params
+  )
 
 
 def shares(

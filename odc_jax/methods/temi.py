@@ -12,7 +12,6 @@ teachers of all heads together believe that the two belong together, which mutes
 false neighbours. The head of the lowest loss can be chosen without a label.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from odc_jax import labels
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import assign, ensemble, neighbors
+from odc_jax.clustering import ensemble, neighbors
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
@@ -356,51 +355,18 @@ def finish(config: Config, state: TEMIState, head, params, embeddings):
     embeddings: Of all images, [rows, d].
   """
   valid = jnp.arange(embeddings.shape[0]) < config.num_examples
-  assignments = jnp.where(
-    valid[:, None],
-    _by_every_head(head, params, embeddings),
-    config.num_clusters,
-  )
+  assignments = ensemble.by_every_head(head, params, embeddings)
+  assignments = jnp.where(valid[:, None], assignments, config.num_clusters)
   order = np.argsort(np.asarray(state.losses), kind="stable")
   found = ensemble.agree(assignments, config.num_clusters, order.tolist())
-  samples = state.samples._replace(
-    assignments=assignments, voted=found.clusters
-  )
+  samples = state.samples._replace(assignments=assignments)
+  samples = samples._replace(voted=found.clusters)
   return state._replace(samples=samples, names=jnp.asarray(found.names))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _by_every_head(head, params, embeddings) -> Int[Array, "n h"]:
-  """Returns the clusters of all images by every head."""
-  shapes = jax.eval_shape(head, params, embeddings)
-  h, k = len(shapes), shapes[0].shape[1]
-
-  def local(embeddings, params):
-    n = embeddings.shape[0]
-    size = assign.chunk_rows(n, h * k, None)
-
-    def step(found, start, _):
-      rows = jax.lax.dynamic_slice_in_dim(embeddings, start, size)
-      new = _argmax(head(params, rows))
-      return jax.lax.dynamic_update_slice_in_dim(found, new, start, 0)
-
-    nothing = jnp.zeros((n, h), jnp.int32)
-    return assign.over_chunks(n, size, step, nothing)
-
-  return mesh_lib.per_shard(
-    local, (mesh_lib.ROWS, mesh_lib.REPLICATED), mesh_lib.ROWS
-  )(embeddings, params)
-
-
-def _argmax(logits) -> Int[Array, "b h"]:
-  """Returns the likeliest cluster of each head."""
-  found = [jnp.argmax(scores, axis=1) for scores in logits]
-  return jnp.stack(found, axis=1).astype(jnp.int32)
 
 
 def vote(state: TEMIState, logits) -> Float[Array, "b k"]:
   """Returns the share of the heads that vote for each cluster."""
-  return ensemble.shares(_argmax(logits), state.names)
+  return ensemble.shares(ensemble.likeliest(logits), state.names)
 
 
 def clusters(state: TEMIState) -> Int[Array, "n"]:

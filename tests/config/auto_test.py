@@ -50,6 +50,20 @@ def test_sizes_follow_from_the_number_of_images(
   assert "auto" in folder_config().to_json()
 
 
+@pytest.mark.parametrize(
+  ("n", "clusters"),
+  # sqrt(n / 2), and at least n / 4 of few images.
+  [(5, 2), (12, 3), (200, 10), (1500, 27), (50_000, 158), (1_281_167, 800)],
+)
+def test_clusters_of_a_frozen_network_go_by_the_square_root(n, clusters):
+  config, lines = auto.fill(odc_folder.get_config(), n, 1, OWN)
+  assert config.num_clusters == clusters
+  assert any(
+    line.startswith(f"num_clusters = {clusters}: the square root")
+    for line in lines
+  )
+
+
 def test_batches_can_be_split_over_the_devices():
   for devices in (1, 2, 6, 8, 32):
     config, _ = auto.fill(folder_config(), 500, devices, OWN)
