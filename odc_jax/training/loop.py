@@ -20,6 +20,7 @@ from odc_jax.training import optim
 from odc_jax.training.due import Schedule
 from odc_jax.training.finish import finish
 from odc_jax.training.setup import Run, open_run, start
+from odc_jax.training.state import TrainState
 
 # How often one start of the program goes back because of NaN.
 _MOST_ROLLBACKS = 3
@@ -74,13 +75,7 @@ def _train(run: Run, rollbacks, num_groups, stack):
   start_step = int(state.step)
   writer = _writer(run, start_step if resumed else None)
   stack.callback(writer.close)
-  log = StepLog(
-    run.config,
-    writer,
-    optim.schedule(run.config.optimizer, run.steps_per_epoch),
-    run.steps_per_epoch,
-    run.num_steps,
-  )
+  log = _step_log(run, writer)
   stack.callback(log.close)
   schedule = Schedule(
     run.num_steps,
@@ -99,12 +94,9 @@ def _train(run: Run, rollbacks, num_groups, stack):
     due = schedule.before(step, logged, stopping)
 
     if due.last:
-      try:
-        state = run.recluster.finish(state)
-      except StoppedError:
-        stopping = True
-        saved_step = step  # not as it ends: the last steps are done again
-
+      state, stopped = _concluded(run, state)
+      if stopped:  # not saved: the last steps are done again
+        stopping, saved_step = True, step
     if any(due):
       with log.between_steps():
         if due.sizes:
@@ -156,6 +148,19 @@ def _train(run: Run, rollbacks, num_groups, stack):
   writer.close()  # its progress bar makes way for others
   assert features is not None  # of the pass after the last step
   return finish(run, state, features, num_groups, verdict)
+
+
+def _step_log(run: Run, writer) -> StepLog:
+  rate = optim.schedule(run.config.optimizer, run.steps_per_epoch)
+  return StepLog(run.config, writer, rate, run.steps_per_epoch, run.num_steps)
+
+
+def _concluded(run: Run, state: TrainState) -> tuple[TrainState, bool]:
+  """Returns the state that a run ends with, and whether a signal came first."""
+  try:
+    return run.recluster.finish(state), False
+  except StoppedError:
+    return state, True
 
 
 def _writer(run: Run, resumed_at: int | None) -> MetricWriter | SilentWriter:
