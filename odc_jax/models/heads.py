@@ -98,11 +98,7 @@ class NonLinearNeck(nnx.Module):
 class Standardized(nnx.Module):
   """Features with mean 0 and variance 1 in every dimension; nothing to learn.
 
-  Those of a frozen backbone share a mean that may be much longer than what
-  tells them apart. In training the statistics are the batch's, in evaluation
-  the running ones; before the first step features pass as they are.
-
-  Source: TEMI train_main.py: embed_norm, which takes those of all images.
+  In training by the batch's statistics, in evaluation by running ones.
   """
 
   def __init__(self, num_features: int):
