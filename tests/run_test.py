@@ -53,6 +53,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     "centroids.npy",
     "features.npy",
     "components.npz",
+    "parameters.txt",
     "report.html",
     "summary.json",
   }

@@ -435,6 +435,10 @@ METHOD = Method(
     "model.head_bottleneck",
   ),
   idle=idle,
+  ADVICE={
+    "trivial": "Likely cause: one cluster holds nearly everything. Lower "
+    "temi.beta or optimizer.learning_rate, or raise num_clusters",
+  },
   # The loss is an information, not the loss of a classifier; the embeddings
   # are fixed, and heads on such settle early.
   SPARED=("chance", "embeddings", "frozen"),
