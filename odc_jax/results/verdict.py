@@ -21,9 +21,9 @@ SIDE = 32
 _NUM_NEIGHBORS = 10
 _NUM_COMPONENTS = 16
 
-# Steps from random weights. The digits, the easiest images there are, take about
-# 500 until the clusters are purer than those of their pixels, and twice that
-# until they are nearly what they will be (docs/results.md).
+# Steps from random weights. The digits, the easiest images there are, take
+# about 500 until the clusters are purer than those of their pixels, and twice
+# that until they are nearly what they will be (docs/results.md).
 _FEW_STEPS = 1000
 # Of all images in one cluster.
 _MOST_IN_ONE = 0.9
