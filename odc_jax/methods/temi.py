@@ -415,21 +415,16 @@ METHOD = Method(
   after_step=after_step,
   HEAD="clusterers",
   KEYS=(
-    *(
-      f"temi.{name}"
-      for name in (
-        "num_heads",
-        "num_neighbors",
-        "objective",
-        "weights",
-        "beta",
-        "prior_momentum",
-        "student_temperature",
-        "teacher_temperature",
-        "teacher_temperature_epochs",
-        "teacher_momentum",
-      )
-    ),
+    "temi.num_heads",
+    "temi.num_neighbors",
+    "temi.objective",
+    "temi.weights",
+    "temi.beta",
+    "temi.prior_momentum",
+    "temi.student_temperature",
+    "temi.teacher_temperature",
+    "temi.teacher_temperature_epochs",
+    "temi.teacher_momentum",
     "model.head_layers",
     "model.head_hidden",
     "model.head_bottleneck",
