@@ -8,6 +8,7 @@ import signal
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadFileScheduling
 
 from tests.recordings import load
 
@@ -67,21 +68,33 @@ def pytest_generate_tests(metafunc):
       metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-  """Spreads the tests over the workers: a file at a time, the longest first.
+class ByFile(LoadFileScheduling):
+  """Gives a worker a file at a time.
 
-  A worker left with a long file at the end would work alone. What is tested of
-  every method is long, and is spread by methods, which share nothing.
+  Except for what is tested of every method, which is long: that goes by
+  methods, which share nothing.
+  """
+
+  def _split_scope(self, nodeid):
+    path = super()._split_scope(nodeid)
+    if path.endswith("methods_test.py"):
+      return path + nodeid.partition("[")[2]
+    return path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Returns the scheduler of `pytest -n 2`."""
+  return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the longest files first.
+
+  A worker left with one at the end would work alone.
   """
   long = ("methods_test", "run_", "deaths_", "step_")
   items.sort(key=lambda item: not item.path.name.startswith(long))
-  for item in items:
-    group = item.path.relative_to(item.config.rootpath).as_posix()
-    if item.path.name == "methods_test.py":
-      params = item.callspec.params if hasattr(item, "callspec") else {}
-      group += str(params.get("finished", params.get("name", "")))
-    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)
