@@ -225,4 +225,6 @@ def test_nothing_that_grows_with_the_data_moves(name):
     rows = mesh_lib.padded_rows(n - 5)
     assert not sizes & {n - 5, rows, rows // 8}, program
     # The largest is the all-reduce of all gradients together.
-    assert max(size for *_, size in usage.collectives) < 4 * 2**20, program
+    moved = [size for *_, size in usage.collectives]
+    assert moved or program != "step"
+    assert max(moved, default=0) < 4 * 2**20, program
