@@ -102,7 +102,8 @@ def verdict(
   """Returns a line that says what held the run up, and what to change.
 
   Args:
-    config: Reads of `data` `resident`, `num_threads` and `num_workers`.
+    config: Reads of `data` `resident`, `num_threads` and `num_workers`, and
+      `model.train`.
     images_per_second: That the run trained on, all processes together.
     data_wait: Share of the time in which the devices waited for a batch.
     seconds_per_image: CPU time of reading, decoding and cropping an image, or
@@ -111,8 +112,11 @@ def verdict(
   cores = len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()
   cores = cores or 1
   used = images_per_second / jax.process_count() * seconds_per_image
-  on_devices = config.data.resident == "images"
-  work = "drawing crops of" if on_devices else "reading"
+  frozen = config.model.get("train") == "head"  # its features lie there
+  on_devices = frozen or config.data.resident == "images"
+  work = (
+    "choosing" if frozen else "drawing crops of" if on_devices else "reading"
+  )
   reading = (
     f"{work} an image takes {1000 * seconds_per_image:.3g} ms of a core, "
     f"{used:.1f} of {cores} cores in all"

@@ -115,6 +115,9 @@ def test_a_step_that_fails_does_not_stop_the_watch(stopwatch):
     ("images", 4, 0, 0.01, 0.01, "compute-bound: 100 images/s"),
     ("images", 4, 0, 0.5, 0.01, "drawing crops of an image takes 0.01 ms"),
     ("images", 4, 0, 0.5, 0.01, "a larger batch_size would help"),
+    ("frozen", 4, 0, 0.01, 0.01, "compute-bound: 100 images/s"),
+    ("frozen", 4, 0, 0.5, 0.01, "choosing an image takes 0.01 ms"),
+    ("frozen", 4, 0, 0.5, 0.01, "a larger batch_size would help"),
   ],
 )
 def test_the_verdict_names_what_to_change(
@@ -126,10 +129,11 @@ def test_the_verdict_names_what_to_change(
   config = ConfigDict(
     {
       "data": {
-        "resident": where,
+        "resident": "images" if where == "images" else "off",
         "num_threads": threads,
         "num_workers": workers,
-      }
+      },
+      "model": {"train": "head" if where == "frozen" else "all"},
     }
   )
   verdict = bottleneck.verdict(config, 100.0, wait, milliseconds / 1000)
@@ -138,3 +142,4 @@ def test_the_verdict_names_what_to_change(
   assert "\n" not in verdict
   assert ("2.0 times as fast" in verdict) == (wait == 0.5)
   assert where == "off" or "num_threads" not in verdict
+  assert where == "off" or "data.resident" not in verdict

@@ -33,6 +33,7 @@ def make_log(writer, every):
       "log_every": every,
       "batch_size": 10,
       "data": {"resident": "off", "num_threads": 2, "num_workers": 0},
+      "model": {"train": "all"},
     }
   )
   return steps_lib.StepLog(config, writer, lambda step: step / 100, 8, 1000)
