@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config
+from odc_jax.config import Config, check
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import StoppedError
 from odc_jax.errors import UserError
@@ -166,11 +166,18 @@ def _concluded(run: Run, state: TrainState) -> tuple[TrainState, bool]:
 def _writer(run: Run, resumed_at: int | None) -> MetricWriter | SilentWriter:
   if not processes.is_first():
     return SilentWriter()
+  spared = run.method.SPARED
+  if check.training(run.config) == "head":
+    # Clusters of fixed features settle early; and without a neck the features
+    # are as alike as they are, whatever a step does.
+    spared = (*spared, "frozen")
+    if run.config.model.neck == "none":
+      spared = (*spared, "embeddings")
   health = Health(
     run.config.num_clusters,
     run.config.num_examples,
     run.method.ADVICE,
-    run.method.SPARED,
+    spared,
   )
   return MetricWriter(run.workdir, resumed_at, run.num_steps, health)
 
