@@ -72,7 +72,7 @@ def _batch_size(config, n, num_devices):
 
 def _num_clusters(config, n, num_devices):
   least = max(2, min(10, n // 4))
-  if check.training(config) == "head":
+  if check.is_frozen(config):
     # ImageNet's 10,000 are for what a network is to learn from; here they are
     # what somebody looks at. Mardia, Kent, Bibby, Multivariate Analysis, 1979,
     # section 13; docs/data.md has what it gave.

@@ -112,6 +112,11 @@ def training(config: Config) -> str:
   return found
 
 
+def is_frozen(config: Config) -> bool:
+  """Returns whether images pass the backbone once, before training."""
+  return training(config) == "head"
+
+
 def steps_per_epoch(config: Config) -> int:
   """Returns the whole batches in the data set."""
   return config.num_examples // config.batch_size

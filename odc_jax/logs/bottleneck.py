@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from odc_jax.config import Config
+from odc_jax.config import Config, check
 
 # Steps handed to the devices and not yet computed. Two keep them busy; more
 # would only fill their memory with batches.
@@ -112,7 +112,7 @@ def verdict(
   cores = len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()
   cores = cores or 1
   used = images_per_second / jax.process_count() * seconds_per_image
-  frozen = config.model.get("train") == "head"  # its features lie there
+  frozen = check.is_frozen(config)  # its features lie there
   on_devices = frozen or config.data.resident == "images"
   work = (
     "choosing" if frozen else "drawing crops of" if on_devices else "reading"

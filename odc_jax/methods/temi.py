@@ -434,9 +434,8 @@ METHOD = Method(
     "trivial": "Likely cause: one cluster holds nearly everything. Lower "
     "temi.beta or optimizer.learning_rate, or raise num_clusters",
   },
-  # The loss is an information, not the loss of a classifier; the embeddings
-  # are fixed, and heads on such settle early.
-  SPARED=("chance", "embeddings", "frozen"),
+  # The loss is an information, not the loss of a classifier.
+  SPARED=("chance",),
   clusterings=clusterings,
   partners=partners,
   teacher_momentum=teacher_momentum,

@@ -190,7 +190,7 @@ def _passes(config, program, mesh, params, batch_stats, buffers):
     (batch_size, size, size, 3), jnp.uint8, sharding=rows
   )
   index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
-  if sizes.is_frozen(config):
+  if config_lib.is_frozen(config):
     look = frozen.compiled(program.forward, mesh)
     return {
       "features": lambda: look.lower((params, batch_stats), images),
@@ -328,7 +328,7 @@ def _times(config, usages, num_steps, peak, images_per_second):
   found = {}
   step, images = usages.get("step"), num_steps * config.batch_size
   what = ""
-  if sizes.is_frozen(config):
+  if config_lib.is_frozen(config):
     images, what = config.num_examples, " for the pass over the images"
     if (look := usages.get("features")) is not None:
       batches = -(-images // config.eval.batch_size)  # or a few less

@@ -49,7 +49,7 @@ def host_bytes(
   image = 3 * data.image_size**2
   views = sum(3 * c.views * c.size**2 for c in loader.crops(data))
   features = {}
-  if is_frozen(config):
+  if config_lib.is_frozen(config):
     views = 4  # an image's number
     features["features on their way"] = kept_bytes
   threads = max(1, data.num_threads) * max(1, data.num_workers)
@@ -76,7 +76,7 @@ def disk_bytes(config: Config, outputs: Any) -> dict[str, int]:
     config: A resolved experiment.
     outputs: The shapes of what the network makes of one image.
   """
-  if not is_frozen(config):
+  if not config_lib.is_frozen(config):
     return {}
   n = config.num_examples
   features, _, signatures, labels = extracted_shapes(config, outputs)
@@ -92,11 +92,6 @@ def _row_bytes(array):
   return math.prod(array.shape[1:]) * array.dtype.itemsize
 
 
-def is_frozen(config: Config) -> bool:
-  """Returns whether images pass the backbone once, before training."""
-  return config_lib.training(config) == "head"
-
-
 def parts_of(config: Config, program: Program, mesh: Mesh) -> dict[str, int]:
   """Returns what of a training state and its batches lies on each device."""
   shapes, where = program.shapes, program.shardings
@@ -110,7 +105,8 @@ def parts_of(config: Config, program: Program, mesh: Mesh) -> dict[str, int]:
       samples += _num_bytes(leaf, sharding)
   batch = program.batch
   kept = {}
-  if is_frozen(config):  # what a batch takes its rows from is there once
+  if config_lib.is_frozen(config):
+    # What a batch takes its rows from is there once.
     batch = {"index": batch["index"]}
     features, _, signatures, _ = extracted_shapes(config, program.outputs)
     kept[KEPT] = sum(
@@ -142,16 +138,13 @@ def phases_of(
   rows = mesh_lib.padded_rows(config.num_examples) // mesh.size
   outputs = program.outputs
   features_bytes = 4 * rows * outputs.features.shape[1]
-  extracted = sum(
-    part.size * part.dtype.itemsize // mesh.size
-    for part in extracted_shapes(config, outputs)
-  )
 
   def added(name):
     return usages[name].added if name in usages else 0
 
   there: dict[str, int] = {"state": state_bytes}
-  if is_frozen(config):
+  training = {"batches": parts["batches"], "step": added("step")}
+  if config_lib.is_frozen(config):
     # The features are the host's until the pass has ended.
     size = config.data.image_size
     batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
@@ -161,21 +154,15 @@ def phases_of(
     }
     there[KEPT] = parts[KEPT]
     phases["embeddings"] = there | {"neck": added("embeddings")}
-    extracted = 4 * rows * outputs.embeddings.shape[1]
-    what = "embeddings of all images"
+    phases["training"] = there | training
+    there["embeddings of all images"] = 4 * rows * outputs.embeddings.shape[1]
   else:
-    phases = {}
-    what = KEPT
-  phases["training"] = there | {
-    "batches": parts["batches"],
-    "step": added("step"),
-  }
-  if not is_frozen(config):
-    phases["extraction"] = there | {
-      what: extracted,
-      "network": added("extraction"),
-    }
-  there[what] = extracted
+    phases = {"training": there | training}
+    there[KEPT] = sum(
+      part.size * part.dtype.itemsize // mesh.size
+      for part in extracted_shapes(config, outputs)
+    )
+    phases["extraction"] = there | {"network": added("extraction")}
   if "clustering" in usages:
     # An augmented pass keeps no more of an image than a pass for the evaluation
     # does, unless there are several views.

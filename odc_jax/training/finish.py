@@ -89,8 +89,8 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
   table = pq.read_table(
     run.workdir / "clusters.parquet",
     columns=["index", "cluster", "margin", "confidence"],
-  ).to_pydict()
-  index, clusters = np.array(table["index"]), np.array(table["cluster"])
+  )
+  index, clusters = table["index"].to_numpy(), table["cluster"].to_numpy()
   chosen = verdict_lib.sample(len(index))
   features = np.load(run.workdir / "features.npy", mmap_mode="r")
   measures = verdict_lib.measure(
@@ -100,13 +100,15 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
   )
   return verdict_lib.of(
     verdict_lib.Start(
-      not config.model.weights, check.training(config) == "head", run.num_steps
+      not config.model.weights, check.is_frozen(config), run.num_steps
     ),
     measures,
     largest=float(np.bincount(clusters).max() / len(clusters)),
-    elsewhere=float(np.mean(np.array(table["margin"]) < 0)),
+    elsewhere=float(np.mean(table["margin"].to_numpy() < 0)),
     heads=(
-      None if run.method.vote is None else float(np.mean(table["confidence"]))
+      None
+      if run.method.vote is None
+      else float(np.mean(table["confidence"].to_numpy()))
     ),
   )
 

@@ -167,11 +167,11 @@ def _writer(run: Run, resumed_at: int | None) -> MetricWriter | SilentWriter:
   if not processes.is_first():
     return SilentWriter()
   spared = run.method.SPARED
-  if check.training(run.config) == "head":
-    # Clusters of fixed features settle early; and without a neck the features
-    # are as alike as they are, whatever a step does.
+  if check.is_frozen(run.config):
+    # Clusters of fixed features settle early; and without a neck that
+    # learns the embeddings are as alike as they are, whatever a step does.
     spared = (*spared, "frozen")
-    if run.config.model.neck == "none":
+    if not run.program.shapes.params.get("neck"):
       spared = (*spared, "embeddings")
   health = Health(
     run.config.num_clusters,

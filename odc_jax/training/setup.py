@@ -141,7 +141,7 @@ def open_run(
   config, num_steps = _sized(config, method, train, mesh, num_groups)
   program = assemble(config, method, mesh)
   sets = [train] if test is None else [train, test]
-  frozen = check.training(config) == "head"
+  frozen = check.is_frozen(config)
   if method.partners is not None and not frozen:
     raise UserError(
       f"method={config.method} pairs images by their fixed features: it needs "
@@ -213,7 +213,7 @@ def _keep_images(evaluation: Evaluation, choice, num_images, stop: Stop):
 
 def _freeze(run: Run, state: TrainState):
   """Passes the images through a backbone that no step will change."""
-  if check.training(run.config) != "head":
+  if not check.is_frozen(run.config):
     return
   kept = hub.recorded(run.workdir)
   weights = kept.get("sha256", f"random {run.config.seed}")
