@@ -122,10 +122,12 @@ def verdict(
     f"{used:.1f} of {cores} cores in all"
   )
   if data_wait < DATA_BOUND:
+    helps = "A faster device"
+    if not frozen:
+      helps += ", a smaller model or data.image_size, or model.dtype=bfloat16"
     return (
       f"compute-bound: {images_per_second:.0f} images/s, the devices waited "
-      f"for images {data_wait:.1%} of the time; {reading}. A faster device, a "
-      "smaller model or data.image_size, or model.dtype=bfloat16 would help"
+      f"for images {data_wait:.1%} of the time; {reading}. {helps} would help"
       + ("" if on_devices else "; more data.num_threads would not")
     )
   threads, workers = config.data.num_threads, config.data.num_workers

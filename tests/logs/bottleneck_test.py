@@ -143,3 +143,4 @@ def test_the_verdict_names_what_to_change(
   assert ("2.0 times as fast" in verdict) == (wait == 0.5)
   assert where == "off" or "num_threads" not in verdict
   assert where == "off" or "data.resident" not in verdict
+  assert where != "frozen" or "image_size" not in verdict
