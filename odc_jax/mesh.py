@@ -67,9 +67,11 @@ def per_shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
   # check_vma off: argmax, nonzero and loops that start from constants do not
   # carry the "varies over the axis" type, and every output here is either
   # reduced with psum or declared row-sharded.
-  return jax.shard_map(
+  mapped = jax.shard_map(
     f, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
+  # Called outside a program it would be compiled operation by operation.
+  return jax.jit(mapped)
 
 
 def divisible(size: int, mesh: Mesh) -> int:

@@ -205,11 +205,14 @@ def parameters():
   """Yields every experiment; by default those on digits are looked into."""
   for path in PATHS:
     for variant in ("", "quick", *VARIANTS.get(path.stem, ())):
-      fast = path.stem.endswith("_digits") and not variant
+      # What quick experiments change is read by the long ones too.
+      marks = pytest.mark.release if variant == "quick" else pytest.mark.slow
+      if path.stem.endswith("_digits") and not variant:
+        marks = ()
       yield pytest.param(
         path,
         variant,
-        marks=() if fast else pytest.mark.slow,
+        marks=marks,
         id=f"{path.stem}:{variant}".rstrip(":"),
       )
 

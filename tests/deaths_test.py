@@ -81,7 +81,8 @@ def _anything(process, workdir):
   time.sleep(3)
 
 
-@pytest.mark.slow
+# run_test.py kills a run three times.
+@pytest.mark.release
 def test_a_run_killed_twenty_times_is_the_run(environment, finished, tmp_path):
   workdir = tmp_path / "run"
   chance = random.Random(time.time_ns())
@@ -118,7 +119,8 @@ def test_a_signal_during_the_first_clustering_ends_at_once(
   assert not list((workdir / "checkpoints").iterdir())
 
 
-@pytest.mark.slow
+# run_test.py sends one during a step, this file during the first clustering.
+@pytest.mark.release
 def test_a_signal_during_an_evaluation_saves_and_evaluates_again(
   environment, finished, tmp_path
 ):
@@ -248,7 +250,8 @@ def test_rollback_goes_back_and_takes_another_order(
   )
 
 
-@pytest.mark.slow
+# The test before rolls back once, in this process.
+@pytest.mark.release
 def test_rollback_gives_up_when_it_does_not_help(environment, tmp_path):
   flags = [
     *SHORT,

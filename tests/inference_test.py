@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import odc_jax
 from odc_jax import inference
 from odc_jax.results import table
-from tests.program import assert_refused, run
+from tests.program import assert_refused, run, run_here
 
 NUM_IMAGES, NUM_CLUSTERS = 300, 8
 
@@ -181,6 +181,13 @@ def assign(environment, workdir, *flags):
   return run(environment, workdir, "--mode=assign", *flags)
 
 
+def assign_refuses(monkeypatch, workdir, flags, words):
+  with pytest.raises(odc_jax.UserError) as refused:
+    run_here(monkeypatch, f"--workdir={workdir}", "--mode=assign", *flags)
+  for word in words:
+    assert word in str(refused.value)
+
+
 def test_the_command_writes_what_python_returns(
   environment, workdir, images, loaded, tmp_path
 ):
@@ -200,8 +207,7 @@ def test_the_command_writes_what_python_returns(
   assert written["nearest"] == returned["nearest"]
 
 
-@pytest.mark.slow
-def test_mistakes_are_named(environment, workdir, images, tmp_path):
+def test_mistakes_are_named(workdir, images, tmp_path, monkeypatch):
   empty = tmp_path / "empty"
   empty.mkdir()
   for flags, words in (
@@ -216,11 +222,12 @@ def test_mistakes_are_named(environment, workdir, images, tmp_path):
     ),
     ([f"--images={images / '000.png'}"], ["is a file", "--images"]),
   ):
-    assert_refused(assign(environment, workdir, *flags), *words)
-  assert_refused(
-    assign(environment, tmp_path / "none", f"--images={images}"),
-    "no finished run",
-    "config.json",
+    assign_refuses(monkeypatch, workdir, flags, words)
+  assign_refuses(
+    monkeypatch,
+    tmp_path / "none",
+    [f"--images={images}"],
+    ["no finished run", "config.json"],
   )
 
 

@@ -241,7 +241,8 @@ def test_killed_in_the_pass_and_in_training_it_is_the_same_run(
     )
 
 
-@pytest.mark.slow
+# passes/frozen_test.py compares the passes of two and one.
+@pytest.mark.release
 def test_two_processes_run_what_one_runs(
   environment, finished, flags, tmp_path
 ):

@@ -70,7 +70,8 @@ def assert_agree(workdir, other):
   assert same.mean() > 0.97
 
 
-@pytest.mark.slow
+# The test after this goes through two processes and one.
+@pytest.mark.release
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 2)])
 def test_two_and_four_processes_run_what_one_runs(
   environment, alone, tmp_path, count, devices
@@ -114,8 +115,13 @@ def test_a_run_goes_on_with_other_processes_and_devices(
   assert_agree(workdir, alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+  "victim",
+  [
+    pytest.param(0, marks=pytest.mark.slow),
+    pytest.param(1, marks=pytest.mark.release),
+  ],
+)
 def test_where_one_process_dies_the_other_ends(environment, tmp_path, victim):
   workdir = tmp_path / "run"
   processes = start_together(environment, workdir, 2, 1, *SHORT)

@@ -11,6 +11,9 @@ from odc_jax.results.neighbors import Neighbors
 # & Hinton 2008, section 4.2 take 30).
 NUM_COMPONENTS = 50
 PERPLEXITY = 30.0
+# 250 of them exaggerated. scikit-learn's 1,000 take twice as long, and keep
+# neighbours no better (trustworthiness of the digits 0.996 with either).
+NUM_ITERATIONS = 500
 # An image that is no landmark lies among so many of them.
 NUM_ANCHORS = 5
 
@@ -75,6 +78,7 @@ def _tsne(rows: np.ndarray, seed: int) -> np.ndarray:
       # scikit-learn wants it below n, and sensible is a third of that.
       perplexity=min(PERPLEXITY, max((n - 1) / 3, 0.5)),
       init=start / spread * 1e-4,
+      max_iter=NUM_ITERATIONS,
       random_state=seed,
       n_jobs=1,
     ).fit_transform(reduced)

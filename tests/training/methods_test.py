@@ -23,6 +23,13 @@ from odc_jax.training.programs import assemble
 from tests.program import ROOT, assert_same_run, lines_of, run_here
 
 each_method = pytest.mark.parametrize("name", METHODS)
+# A whole run of each takes the better part of an hour; of ODC, minutes.
+WHOLE_RUNS = [
+  pytest.param(
+    name, marks=pytest.mark.slow if name == "odc" else pytest.mark.release
+  )
+  for name in METHODS
+]
 # Small enough for a minute, long enough for every branch of a step: several
 # epochs, re-clusterings, small clusters.
 SHORT = {
@@ -70,7 +77,7 @@ def one_device(monkeypatch):
   monkeypatch.setattr(mesh_lib, "make_mesh", lambda: everything(1))
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=WHOLE_RUNS)
 def finished(request, tmp_path_factory):
   """A method's name, and the work directory of a run of it."""
   name = request.param
@@ -82,7 +89,6 @@ def finished(request, tmp_path_factory):
   return name, workdir
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   finished, tmp_path, one_device
 ):
@@ -99,7 +105,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   assert_same_run(workdir, whole)
 
 
-@pytest.mark.slow
 def test_all_modes_work_on_a_run(
   finished, tmp_path, one_device, monkeypatch, capsys
 ):
@@ -144,7 +149,8 @@ def test_all_modes_work_on_a_run(
   assert list(workdir.rglob("*.safetensors"))
 
 
-@pytest.mark.slow
+# step_test.py compares one, two and eight for ODC.
+@pytest.mark.release
 @each_method
 def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
   everything = mesh_lib.make_mesh
