@@ -30,7 +30,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import check as config_lib
 from odc_jax.data import augment
 from odc_jax.distributed import compiler
-from odc_jax.methods import METHODS, odc
+from odc_jax.methods import METHODS
 from odc_jax.models.functional import functional
 from odc_jax.models.network import build
 from odc_jax.training import optim
@@ -122,11 +122,14 @@ def time_step(config, mesh, repeats, images, index) -> float:
     lambda rngs: build(config.model, config.num_clusters, rngs)
   )
   optimizer = optim.make(config.optimizer, NUM_EXAMPLES // config.batch_size)
-  init = state_lib.init_function(config, odc, network, optimizer, NUM_EXAMPLES)
+  method = METHODS["odc"]
+  init = state_lib.init_function(
+    config, method, network, optimizer, NUM_EXAMPLES
+  )
   step = jax.jit(
     make_step(
       config,
-      METHODS["odc"],
+      method,
       network,
       optimizer,
       lambda key, images, index: images,
