@@ -146,7 +146,8 @@ def test_a_truncated_checkpoint_is_passed_over(environment, finished, tmp_path):
   assert lines_of(workdir) == lines_of(finished)
 
 
-@pytest.mark.slow
+# logs/health_test.py has every sign by hand.
+@pytest.mark.release
 def test_a_run_that_is_made_to_collapse_says_so(
   environment, finished, tmp_path
 ):

@@ -59,7 +59,8 @@ def test_a_step_moves_the_batch_and_nothing_that_grows_with_the_data():
   assert memory.temp_size_in_bytes < images / 10
 
 
-@pytest.mark.slow
+# The test after this compares views of one size.
+@pytest.mark.release
 def test_views_of_several_sizes_give_nearly_the_same_losses(mesh):
   config = swav_digits.get_config("quick")
   config.update_from_flattened_dict(
