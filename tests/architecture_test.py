@@ -95,6 +95,14 @@ ALLOWED = {
     "models",
     "training",
   },
+  "training/assign.py": {
+    "clustering",
+    "distributed",
+    "memory",
+    "mesh",
+    "passes",
+    "training",
+  },
   "training/recluster.py": {
     "config",
     "data",
@@ -181,7 +189,6 @@ ALLOWED = {
     "clustering",
     "distributed",
     "files",
-    "memory",
     "mesh",
     "passes",
     "results",

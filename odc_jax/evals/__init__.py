@@ -10,6 +10,7 @@ from odc_jax.evals import clustering, knn, linear, retrieval, semi, svm
 EVALS = {
   "knn": knn.evaluate,
   "clustering": clustering.evaluate,
+  "assignment": clustering.assignment,
   "kmeans": clustering.kmeans,
   "retrieval": retrieval.evaluate,
   "linear": linear.last_lbfgs,

@@ -41,6 +41,37 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     yield "eval/acc_labels", accuracy
 
 
+def assignment(subject: Subject) -> Iterator[tuple[str, float]]:
+  """Yields the agreement of assigned clusters with the labels, as published.
+
+  Every image is assigned in evaluation mode, by the heads' vote or the nearest
+  centroid; clusters and classes are matched on the images that are scored, as
+  by SCAN's and TEMI's codes. The accuracy only where there are as many clusters
+  as classes; the test set only where it is not a part of the training set.
+
+  Args:
+    subject: Its `assign` is used; nothing where it has none.
+  """
+  labels, known = _labels(subject)
+  if subject.assign is None or not len(labels):
+    return
+  clusters = subject.assign(subject.train.features)[known]
+  yield from _assigned("train", labels, clusters, subject.config.num_clusters)
+  test = subject.test
+  if test.features is not subject.train.features and len(test.labels):
+    clusters = subject.assign(test.features)[test.rows]
+    number = subject.config.num_clusters
+    yield from _assigned("test", test.labels, clusters, number)
+
+
+def _assigned(split, labels, clusters, num_clusters):
+  if num_clusters == len(np.unique(labels)):
+    accuracy = accuracy_one_to_one(labels, clusters, num_clusters)
+    yield f"eval/{split}_acc_assigned", accuracy
+  yield f"eval/{split}_nmi_assigned", nmi(labels, clusters)
+  yield f"eval/{split}_ari_assigned", ari(labels, clusters)
+
+
 def kmeans(subject: Subject) -> Iterator[tuple[str, float]]:
   """Yields the agreement of k-means on the frozen features with the labels.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
@@ -23,7 +24,9 @@ from odc_jax.interop import load as interop
 from odc_jax.logs import progress, writer
 from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint
+from odc_jax.training.assign import assigner
 from odc_jax.training.programs import Program, assemble
+from odc_jax.training.state import deciding
 
 
 def run(
@@ -89,22 +92,34 @@ def _run(workdir, given, names, mesh):
       f"{config.data.source} has no labels to evaluate with; give a data set "
       "that has, such as --config.data.source=folder:PATH with a folder a class"
     )
-  step, params, batch_stats, clusters = _network(workdir, task, method, program)
+  network = _network(workdir, task, method, program)
+  weights, clusters = (network.params, network.batch_stats), network.clusters
 
   total = len(train) + len(test or ())
   with progress.bar(
     "reading the images", total, processes.is_first()
   ) as advance:
-    found = evaluation.train_features(params, batch_stats, advance)
+    found = evaluation.train_features(*weights, advance)
+    assign = None
+    if clusters is not None:
+      assign = assigner(
+        program,
+        mesh,
+        deciding(network.params, network.teacher),
+        network.method,
+        found,
+        clusters,
+        config.num_clusters,
+      )
     subject = evaluation.subject(
-      params,
-      batch_stats,
+      *weights,
       found,
       clusters,
       lambda done: advance(len(train) + done),
+      assign,
     )
 
-  about = {"step": step, **_protocol(config)}
+  about = {"step": network.step, **_protocol(config)}
   # In the summary stands what was found as the run itself would find it.
   about["of_run"] = clusters is not None and (
     _protocol(config) == _protocol(task.of_run)
@@ -115,7 +130,7 @@ def _run(workdir, given, names, mesh):
       _write(workdir, about, scores)
     elif not scores:
       lacking = "labels to compare with"
-      if name == "clustering" and clusters is None:
+      if name in ("clustering", "assignment") and clusters is None:
         lacking = "clusters of these images"
       processes.say(f"{name}: no {lacking}; left out")
 
@@ -164,26 +179,47 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
   return _Task(config, of_run, train, test)
 
 
-def _network(workdir, task: _Task, method, program: Program):
-  """Returns step, weights, and the clusters of the task's images, if any."""
+class _Network(NamedTuple):
+  """What is evaluated.
+
+  Attributes:
+    step: Steps taken; 0 for a network from elsewhere.
+    params: Parameters.
+    batch_stats: Running statistics.
+    clusters: Of the task's images, if it has any.
+    method: The method's state; None for a network from elsewhere.
+    teacher: As in `TrainState`, where the method's heads vote.
+  """
+
+  step: int
+  params: Any
+  batch_stats: Any
+  clusters: np.ndarray | None = None
+  method: Any = None
+  teacher: Any = None
+
+
+def _network(workdir, task: _Task, method, program: Program) -> _Network:
   if task.of_run is None:
     state = program.init()
     params, batch_stats = interop.initialize(
       task.config, state.params, state.batch_stats, program.shardings
     )
-    return 0, params, batch_stats, None
-  step, params, batch_stats, method_state = checkpoint.restore_parts(
-    workdir,
-    program.shapes,
-    program.shardings,
-    ("step", "params", "batch_stats", "method"),
+    return _Network(0, params, batch_stats)
+  parts = ["step", "params", "batch_stats", "method"]
+  if method.vote is not None:
+    parts.append("teacher")
+  step, params, batch_stats, method_state, *teacher = checkpoint.restore_parts(
+    workdir, program.shapes, program.shardings, parts
   )
   processes.say(f"evaluating {workdir} at step {int(step)}")
   clusters = None
   if _has_images_of(task.of_run, workdir, task.train, task.config):
     clusters = processes.to_host(method.clusters(method_state))
     clusters = clusters[: len(task.train)]
-  return int(step), params, batch_stats, clusters
+  return _Network(
+    int(step), params, batch_stats, clusters, method_state, *teacher
+  )
 
 
 def _on_other_data(of_run: Config, given: Config) -> Config:

@@ -203,6 +203,7 @@ class Evaluation:
     train_features: Features,
     clusters: Int[np.ndarray, "n"] | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    assign: Callable[[Features], Int[np.ndarray, "m"]] | None = None,
   ) -> Subject:
     """Returns what evaluators are given, after a pass over the test set.
 
@@ -212,6 +213,7 @@ class Evaluation:
       train_features: As `train_features` returns them for this network.
       clusters: The run's own, of every image of the training set.
       advance: Is told how many images of the test set have been read.
+      assign: See `Subject`.
 
     Raises:
       StoppedError: If `check` does.
@@ -235,6 +237,7 @@ class Evaluation:
       test,
       clusters,
       self.check,
+      assign,
     )
 
   def scores(

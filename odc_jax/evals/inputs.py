@@ -54,6 +54,8 @@ class Subject(NamedTuple):
       None for a network without clusters.
     check: To be called once a batch by what takes long: raises `StoppedError`
       where a signal asks to end.
+    assign: What the network makes of all images of a data set -> the cluster
+      that each is assigned to; None for a network without clusters.
   """
 
   config: Config
@@ -66,6 +68,7 @@ class Subject(NamedTuple):
   test: Split
   clusters: Int[np.ndarray, "n"] | None
   check: Callable[[], None]
+  assign: Callable[[Features], Int[np.ndarray, "m"]] | None = None
 
 
 def splits(

@@ -39,6 +39,18 @@ SCALARS = {
   "eval/purity_labels": "images that have their cluster's majority label",
   "eval/acc_labels": "images whose label is the one matched to their cluster, "
   "one to one; only where there are as many clusters as labels",
+  "eval/train_acc_assigned": "accuracy, one to one, of the training images' "
+  "clusters in evaluation mode",
+  "eval/train_nmi_assigned": "NMI (arithmetic) of the training images' "
+  "clusters in evaluation mode with the labels",
+  "eval/train_ari_assigned": "adjusted Rand index of the training images' "
+  "clusters in evaluation mode with the labels",
+  "eval/test_acc_assigned": "accuracy, one to one, of the test images' "
+  "clusters in evaluation mode",
+  "eval/test_nmi_assigned": "NMI (arithmetic) of the test images' "
+  "clusters in evaluation mode with the labels",
+  "eval/test_ari_assigned": "adjusted Rand index of the test images' "
+  "clusters in evaluation mode with the labels",
   "eval/kmeans_acc_labels": "accuracy, one to one, of k-means on the features, "
   "with as many clusters as labels",
   "eval/kmeans_nmi_labels": "NMI (arithmetic) of k-means on the features "

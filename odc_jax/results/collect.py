@@ -5,29 +5,22 @@ process's work alone, in `results`.
 """
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from odc_jax import memory
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import pca, spherical
+from odc_jax.clustering import pca
 from odc_jax.distributed import processes
 from odc_jax.files import whole
-from odc_jax.memory import SampleMemory
 from odc_jax.passes.extract import Features
 from odc_jax.results import vectors, write
+from odc_jax.training import assign
 from odc_jax.training.programs import Program
 from odc_jax.training.state import TrainState, deciding
-
-# Images that are judged at a time: with 10,000 clusters their scores take
-# 40 MB on every device. The rows of a memory are a multiple of it.
-_CHUNK = mesh_lib.ROW_MULTIPLE
 
 # The first of them hold nearly all of a trained backbone's variance, and a
 # million images are compared in 128 dimensions where 2,048 would not fit.
@@ -79,7 +72,7 @@ def hand_over(
   own_rows = jax.device_put(own, mesh_lib.rows(mesh))
   asked = np.minimum(own, num_clusters - 1)
   asked[:n][clusters == num_clusters] = -1
-  centroids = _centroids(found.embeddings, own_rows, num_clusters)
+  centroids = assign.centroids(found.embeddings, own_rows, num_clusters)
   components = pca.fit(
     found.features, own_rows < num_clusters, _NUM_COMPONENTS, _EIGEN_POWER
   )
@@ -109,7 +102,7 @@ def hand_over(
 
 
 def _judged_chunks(program, state, found, centroids, asked, num_images):
-  """Yields the training images' rows, `_CHUNK` of them at a time.
+  """Yields the training images' rows, `assign.CHUNK` of them at a time.
 
   All processes have to take every chunk: the devices compute it together.
 
@@ -126,18 +119,18 @@ def _judged_chunks(program, state, found, centroids, asked, num_images):
     The chunk's place as a slice, its `Judgement`, features, embeddings and
     signatures, as NumPy arrays.
   """
-  for start in range(0, num_images, _CHUNK):
-    features, embeddings, signatures = _rows(
+  for start in range(0, num_images, assign.CHUNK):
+    features, embeddings, signatures = assign.chunk(
       (found.features, found.embeddings, found.signatures), start
     )
     judged = program.judge(
       deciding(state.params, state.teacher),
       centroids,
       embeddings,
-      asked[start : start + _CHUNK],
+      asked[start : start + assign.CHUNK],
       state.method,
     )
-    count = min(_CHUNK, num_images - start)
+    count = min(assign.CHUNK, num_images - start)
     yield (
       slice(start, start + count),
       *jax.tree.map(
@@ -187,19 +180,3 @@ def _rows_file(path: pathlib.Path, shape: tuple[int, int]) -> Iterator:
     yield rows
     rows.flush()
     del rows
-
-
-@jax.jit
-def _rows(arrays, start):
-  """Returns a chunk of rows of each, whole on every device."""
-  # By index: for a slice the partitioner would gather all rows first.
-  index = start + jnp.arange(_CHUNK)
-  return mesh_lib.replicate(jax.tree.map(lambda array: array[index], arrays))
-
-
-@functools.partial(jax.jit, static_argnames="num_clusters")
-def _centroids(embeddings, clusters, num_clusters):
-  """Returns the means of the clusters' unit embeddings, [k, d]."""
-  unit = spherical.normalize(embeddings)
-  samples = SampleMemory(unit, clusters, clusters)
-  return memory.recompute(samples, num_clusters).centroids

@@ -70,6 +70,47 @@ def test_accuracy_where_there_are_as_many_clusters_as_classes(mesh):
   assert "eval/acc_labels" not in dict(clustering.evaluate(eleven))
 
 
+def test_assigned_images_of_both_sets_against_their_labels(mesh):
+  """Three images in four of a class by their label, the others wrong."""
+  labels = LABELS.copy()
+  labels[:10] = -1
+  run = digits(mesh, labels, num_clusters=10)
+  data = run.train.features
+  test = data._replace(labels=LABELS[::-1].copy())
+  asked = []
+
+  def assign(features):
+    asked.append(features)
+    wrong = np.arange(256) % 4 == 0
+    return np.where(wrong, 0, (features.labels + 3) % 10)
+
+  whole = of_features(data, test, config={"num_clusters": 10})
+  found = dict(clustering.assignment(whole._replace(assign=assign)))
+  assert [features is data for features in asked] == [True, False]
+  for split, truth in (("train", labels), ("test", test.labels)):
+    known = truth >= 0
+    clusters = np.where(np.arange(256) % 4 == 0, 0, (truth + 3) % 10)[known]
+    truth = truth[known]
+    # The wrong ones are right where the class is the one matched to 0.
+    assert found[f"eval/{split}_acc_assigned"] == pytest.approx(
+      np.mean(clusters == (truth + 3) % 10)
+    )
+    assert found[f"eval/{split}_nmi_assigned"] == pytest.approx(
+      metrics.normalized_mutual_info_score(truth, clusters)
+    )
+    assert found[f"eval/{split}_ari_assigned"] == pytest.approx(
+      metrics.adjusted_rand_score(truth, clusters)
+    )
+  assert len(found) == 6
+  # Without a test set of its own, and with more clusters than classes.
+  alone = digits(mesh, labels, num_clusters=11)._replace(assign=assign)
+  assert dict(clustering.assignment(alone)).keys() == {
+    "eval/train_nmi_assigned",
+    "eval/train_ari_assigned",
+  }
+  assert not list(clustering.assignment(alone._replace(assign=None)))
+
+
 def test_nothing_without_labels_or_clusters(mesh):
   assert not list(clustering.evaluate(digits(mesh)))
   unknown = digits(mesh, np.full(256, -1), np.zeros(256, int), num_clusters=1)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import odc_jax
 from configs import odc_digits
 from odc_jax.errors import UserError
-from odc_jax.evals import evaluate
+from odc_jax.evals import evaluate, scores
 from odc_jax.logs import writer
 from odc_jax.training import checkpoint, loop
 from tests.data import pascal
@@ -57,6 +58,23 @@ def folder(tmp_path_factory):
 def scores_in(path):
   values = json.loads(path.read_text())
   return {k: v for k, v in values.items() if k.startswith("eval/")}
+
+
+def test_images_of_both_sets_are_assigned_as_by_the_command(folder, tmp_path):
+  config = on_folder(folder)
+  config.num_clusters = 3
+  config.eval.evaluators = ("assignment",)
+  loop.train(config, tmp_path)
+  found = evaluate.run(tmp_path, None, None)
+  assert found == pytest.approx(scores_in(tmp_path / "summary.json"))
+  run = odc_jax.load(tmp_path)
+  for split in ("train", "test"):
+    table = run.assign(folder / split).to_pydict()
+    labels = np.array([int(key[0]) for key in table["key"]])
+    assert found[f"eval/{split}_acc_assigned"] == pytest.approx(
+      scores.accuracy_one_to_one(labels, np.array(table["cluster"]), 3)
+    )
+  assert len(found) == 6
 
 
 def evaluations_in(workdir):
