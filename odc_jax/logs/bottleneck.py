@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from odc_jax.config import Config, check
+from odc_jax.logs import progress
 
 # Steps handed to the devices and not yet computed. Two keep them busy; more
 # would only fill their memory with batches.
@@ -79,14 +80,7 @@ def time_left(seconds: float) -> str:
   Args:
     seconds: From now to the last step, evaluations not counted.
   """
-  if seconds < 90:
-    about = f"{max(1, round(seconds))} s"
-  elif seconds < 90 * 60:
-    about = f"{round(seconds / 60)} minutes"
-  elif seconds < 48 * 3600:
-    about = f"{seconds / 3600:.1f} hours"
-  else:
-    about = f"{seconds / 86400:.1f} days"
+  about = progress.duration(seconds)
   text = f"training takes about {about} from here on this machine"
   if seconds > 3600 and jax.default_backend() == "cpu":
     text += "; the config's :quick variant shows in minutes that all is well"

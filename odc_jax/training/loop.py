@@ -169,9 +169,10 @@ def _writer(run: Run, resumed_at: int | None) -> MetricWriter | SilentWriter:
     return SilentWriter()
   spared = run.method.SPARED
   if check.is_frozen(run.config):
-    # Clusters of fixed features settle early; and without a neck that
-    # learns the embeddings are as alike as they are, whatever a step does.
-    spared = (*spared, "frozen")
+    # Clusters of fixed features settle early and are soon known by heart; and
+    # without a neck that learns the embeddings are as alike as they are,
+    # whatever a step does.
+    spared = (*spared, "frozen", "trivial")
     if not run.program.shapes.params.get("neck"):
       spared = (*spared, "embeddings")
   health = Health(
