@@ -12,9 +12,10 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -31,7 +32,11 @@ from odc_jax.passes import extract
 # Seconds between two notes: what a kill costs at most.
 _NOTE_SECONDS = 5.0
 
+# ... and between two looks whether another run has made way.
+_LOOK_SECONDS = 0.5
+
 _NOTE = "done.json"
+_LOCK = "lock"
 _KEYS = "keys.txt"
 _KEPT = ("features", "signatures", "labels")  # each in a file of NumPy's
 
@@ -90,7 +95,8 @@ def features(
 ) -> resident.Rows:
   """Returns the features of all images, computed or found.
 
-  All processes have to call; the first one writes.
+  All processes have to call; the first one writes. Where another run is at it,
+  this one waits, and then finds them.
 
   Args:
     source: The data set.
@@ -107,11 +113,15 @@ def features(
     UserError: As `met`.
   """
   done, bad = processes.gather(_note(folder))[0]
-  met([BadImage(*image) for image in bad])
   n = len(source)
-  if done < n:
-    _pass(source, folder, config, mesh, look, done, bad, met, advance)
-  processes.gather(None)  # until the first process has written all of it
+  with contextlib.ExitStack() as stack:
+    if done < n:
+      stack.enter_context(_alone(folder, advance))
+      done, bad = processes.gather(_note(folder))[0]
+    met([BadImage(*image) for image in bad])
+    if done < n:
+      _pass(source, folder, config, mesh, look, done, bad, met, advance)
+    processes.gather(None)  # until the first process has written all of it
   kept = {name: np.load(folder / _file(name), mmap_mode="r") for name in _KEPT}
   keys = (folder / _KEYS).read_text().split("\n")[:n]
   return resident.Rows(
@@ -147,6 +157,36 @@ def compiled(forward: Callable[..., Any], mesh: Mesh):
     return mesh_lib.replicate((found, extract.signature(images)))
 
   return look
+
+
+@contextlib.contextmanager
+def _alone(
+  folder: pathlib.Path, advance: Callable[[int], None]
+) -> Iterator[None]:
+  """Encloses what two runs may not do in a folder at the same time."""
+  folder.mkdir(parents=True, exist_ok=True)
+  lock = filelock.FileLock(folder / _LOCK)
+
+  def is_free():
+    try:
+      lock.acquire(blocking=False)
+    except filelock.Timeout:
+      return False
+    except NotImplementedError:  # a file system without locks
+      return True
+    return True
+
+  said = False
+  while not processes.gather(processes.is_first() and is_free())[0]:
+    if not said:
+      processes.say(f"another run is making {folder}; waiting for it")
+      said = True
+    advance(0)  # where a signal is heard
+    time.sleep(_LOOK_SECONDS)
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def _note(folder: pathlib.Path) -> tuple[int, list]:

@@ -1,10 +1,12 @@
 """The pass through a frozen backbone: killed, found again, shared."""
 
 import functools
+import json
 import os
 import pathlib
 import shutil
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,39 @@ class Pass:
       met=self.bad.extend,
       advance=advance,
     )
+
+
+def test_two_runs_do_not_make_the_same_features_at_once(
+  images, tmp_path, one_device, monkeypatch, capsys
+):
+  config = experiment(images)
+  expected = whole_pass(tmp_path / "expected", config, one_device)
+  folder = tmp_path / "kept"
+  folder.mkdir()
+  lock = filelock.FileLock(folder / "lock")  # the other run's
+  lock.acquire()
+  looks = []
+
+  def finish(seconds):
+    # The other run ends while this one waits for the second time.
+    looks.append(seconds)
+    if len(looks) == 2:
+      shutil.copytree(tmp_path / "expected", folder, dirs_exist_ok=True)
+      lock.release()
+
+  monkeypatch.setattr(frozen.time, "sleep", finish)
+  waiting = Pass(config, one_device)
+  assert_same(waiting.run(folder), expected)
+  assert waiting.batches == 0
+  assert {image.index for image in waiting.bad} == {*BAD}
+  assert capsys.readouterr().out.count("waiting for it") == 1
+  # Nobody is kept waiting by one that has ended, or was killed.
+  assert json.loads((folder / "done.json").read_text())["rows"] == N
+  (folder / "done.json").unlink()
+  again = Pass(config, one_device)
+  assert_same(again.run(folder), expected)
+  assert again.batches == 6
+  assert len(looks) == 2
 
 
 def whole_pass(folder, config, mesh):
