@@ -36,33 +36,34 @@ METHODS = ("kmeans", "odc", "secu", "scan", "temi")
 
 def experiment(name: str, args: argparse.Namespace, seed: int) -> Any:
   """Returns the config of a row of the table."""
+  temi: Any = temi_cifar10.get_config()
+  config: Any
   if name in ("kmeans", "odc"):
     config = odc_folder.get_config()
-    config.num_clusters = args.num_clusters
-    if name == "kmeans":
-      config.num_epochs = 0
   elif name == "secu":
     config = secu_cifar10.get_config()
-    config.num_epochs = 41
-    with config.unlocked(), config.ignore_type():
-      for key in ("name", "stem", "weights", "train"):
-        config.model[key] = temi_cifar10.get_config().model[key]
   else:
-    config = temi_cifar10.get_config()
+    config = temi
     config.temi.objective = name
-  config.seed = seed
-  with config.ignore_type():
-    config.data = temi_cifar10.get_config().data
-    config.augment = temi_cifar10.get_config().augment
-  config.data.source = args.data
-  config.data.num_threads = args.threads
-  config.num_clusters = args.num_clusters
-  if args.weights:
-    config.model.weights = args.weights
-  config.eval.split = "test"
-  config.eval.evaluators = ("assignment", "knn")
-  # Only the end counts, and what leads to it is to take no time.
-  config.eval.every_epochs = config.checkpoint_every_epochs = 10**6
+  with config.unlocked(), config.ignore_type():
+    if name == "kmeans":
+      config.num_epochs = 0
+    if name == "secu":
+      config.num_epochs = 41
+      for key in ("name", "stem", "weights", "train"):
+        config.model[key] = temi.model[key]
+    config.seed = seed
+    config.data.update(temi.data)
+    config.augment.update(temi.augment)
+    config.data.source = args.data
+    config.data.num_threads = args.threads
+    config.num_clusters = args.num_clusters
+    if args.weights:
+      config.model.weights = args.weights
+    config.eval.split = "test"
+    config.eval.evaluators = ("assignment", "knn")
+    # Only the end counts, and what leads to it is to take no time.
+    config.eval.every_epochs = config.checkpoint_every_epochs = 10**6
   return config
 
 
