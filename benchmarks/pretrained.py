@@ -4,12 +4,14 @@
 
 The images lie in train/<class>/ and test/<class>/ and pass the network once;
 what is found of them stays in `--workdir`, for the next start. Then, for each
-seed: spherical k-means, and trained on the same features by the configs that
-ship, with as many clusters as classes: ODC, SeCu, SCAN's loss and TEMI's, the
-last two with the vote of their heads. All are told the number of classes, and
-nothing else. Prints accuracy (one to one), NMI and ARI of the test images as
-`--evals=assignment` has them, and minutes of the training, as medians over the
-seeds; writes all numbers to `pretrained.json` in `--workdir` after each run.
+seed: k-means of the features at unit length (ODC's first clustering), and
+trained on the same features by the configs that ship, with as many clusters as
+classes: ODC, SeCu (41 of its 401 epochs), SCAN's loss and TEMI's, the last two
+with the vote of their heads. All are told the number of classes, and nothing
+else. Prints accuracy (one to one), NMI and ARI of the test images as
+`--evals=assignment` has them, kNN, and minutes of whole runs (the very first
+has the pass over the images among them), as medians over the seeds; writes all
+numbers to `pretrained.json` in `--workdir` after each run.
 """
 
 import argparse

@@ -24,9 +24,7 @@ from odc_jax.interop import load as interop
 from odc_jax.logs import progress, writer
 from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint
-from odc_jax.training.assign import assigner
 from odc_jax.training.programs import Program, assemble
-from odc_jax.training.state import deciding
 
 
 def run(
@@ -100,23 +98,13 @@ def _run(workdir, given, names, mesh):
     "reading the images", total, processes.is_first()
   ) as advance:
     found = evaluation.train_features(*weights, advance)
-    assign = None
-    if clusters is not None:
-      assign = assigner(
-        program,
-        mesh,
-        deciding(network.params, network.teacher),
-        network.method,
-        found,
-        clusters,
-        config.num_clusters,
-      )
     subject = evaluation.subject(
       *weights,
       found,
       clusters,
       lambda done: advance(len(train) + done),
-      assign,
+      teacher=network.teacher,
+      method_state=network.method,
     )
 
   about = {"step": network.step, **_protocol(config)}

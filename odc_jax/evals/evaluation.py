@@ -23,7 +23,9 @@ from odc_jax.evals import EVALS
 from odc_jax.evals.inputs import Subject, splits
 from odc_jax.passes import extract, frozen
 from odc_jax.passes.extract import Features
+from odc_jax.training.assign import assigner
 from odc_jax.training.programs import Program
+from odc_jax.training.state import deciding
 
 
 class Evaluation:
@@ -203,7 +205,9 @@ class Evaluation:
     train_features: Features,
     clusters: Int[np.ndarray, "n"] | None = None,
     advance: Callable[[int], None] = lambda done: None,
-    assign: Callable[[Features], Int[np.ndarray, "m"]] | None = None,
+    *,
+    teacher: Any = None,
+    method_state: Any = None,
   ) -> Subject:
     """Returns what evaluators are given, after a pass over the test set.
 
@@ -213,7 +217,8 @@ class Evaluation:
       train_features: As `train_features` returns them for this network.
       clusters: The run's own, of every image of the training set.
       advance: Is told how many images of the test set have been read.
-      assign: See `Subject`.
+      teacher: As in `TrainState`; where there are clusters.
+      method_state: The method's state, likewise; read where its heads vote.
 
     Raises:
       StoppedError: If `check` does.
@@ -224,6 +229,17 @@ class Evaluation:
       network = params, batch_stats
       test_features = self._pass(
         network, self._test, self._test_data, self.bad_test, advance
+      )
+    assign = None
+    if clusters is not None:
+      assign = assigner(
+        self._program,
+        self._mesh,
+        deciding(params, teacher),
+        method_state,
+        train_features,
+        clusters,
+        self._config.num_clusters,
       )
     train, test = splits(self._train, train_features, self._test, test_features)
     return Subject(

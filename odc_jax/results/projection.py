@@ -12,7 +12,7 @@ from odc_jax.results.neighbors import Neighbors
 NUM_COMPONENTS = 50
 PERPLEXITY = 30.0
 # 250 of them exaggerated. scikit-learn's 1,000 take twice as long, and keep
-# neighbours no better (trustworthiness of the digits 0.996 with either).
+# neighbours no better (docs/results.md).
 NUM_ITERATIONS = 500
 # An image that is no landmark lies among so many of them.
 NUM_ANCHORS = 5

@@ -46,18 +46,21 @@ def assigner(
     clusters: Of its images; `num_clusters` where one has none.
     num_clusters: k.
   """
-  own = np.full(found.embeddings.shape[0], num_clusters, np.int32)
-  own[: len(clusters)] = clusters
-  own_rows = jax.device_put(own, mesh_lib.rows(mesh))
-  means = centroids(found.embeddings, own_rows, num_clusters)
   to_any = np.full(CHUNK, -1, np.int32)
+
+  @functools.cache  # and only where it is called: most evaluators do not
+  def means():
+    own = np.full(found.embeddings.shape[0], num_clusters, np.int32)
+    own[: len(clusters)] = clusters
+    own_rows = jax.device_put(own, mesh_lib.rows(mesh))
+    return centroids(found.embeddings, own_rows, num_clusters)
 
   def assign(images: Features) -> Int[np.ndarray, "m"]:
     num_images = len(images.labels)
     parts = []
     for start in range(0, num_images, CHUNK):
       (embeddings,) = chunk((images.embeddings,), start)
-      judged = program.judge(params, means, embeddings, to_any, method_state)
+      judged = program.judge(params, means(), embeddings, to_any, method_state)
       parts.append(processes.to_host(judged.cluster))
     return np.concatenate(parts)[:num_images]
 

@@ -17,11 +17,10 @@ from odc_jax.logs.health import Health
 from odc_jax.logs.steps import NotFiniteError, StepLog
 from odc_jax.logs.writer import MetricWriter, SilentWriter
 from odc_jax.training import optim
-from odc_jax.training.assign import assigner
 from odc_jax.training.due import Schedule
 from odc_jax.training.finish import finish
 from odc_jax.training.setup import Run, open_run, start
-from odc_jax.training.state import TrainState, deciding
+from odc_jax.training.state import TrainState
 
 # How often one start of the program goes back because of NaN.
 _MOST_ROLLBACKS = 3
@@ -204,21 +203,14 @@ def _evaluate(run: Run, state, step, features, scores, log):
     features = run.evaluation.train_features(*network)
   if scores:
     clusters = run.clusters(state)
-    assign = None
     if np.all(clusters == run.config.num_clusters):
       clusters = None  # none yet
-    else:
-      assign = assigner(
-        run.program,
-        run.mesh,
-        deciding(state.params, state.teacher),
-        state.method,
-        features,
-        clusters,
-        run.config.num_clusters,
-      )
     subject = run.evaluation.subject(
-      *network, features, clusters, assign=assign
+      *network,
+      features,
+      clusters,
+      teacher=state.teacher,
+      method_state=state.method,
     )
     log.write(step, run.evaluation.scores(subject))
   return features

@@ -167,8 +167,11 @@ def test_both_formats_give_the_same_batches(opened):
   assert read[0][0]["image"][0].std() > 20  # photographs, not one grey
 
 
-# In one format; that both hold the same is tested above.
-@pytest.mark.parametrize("file_format", FORMATS[:1])
+# That both formats hold the same is tested above.
+@pytest.mark.parametrize(
+  "file_format",
+  ["array_record", pytest.param("tfrecord", marks=pytest.mark.release)],
+)
 def test_the_config_trains_on_it(prepared, named, tmp_path, file_format):
   sizes = [
     "--config.num_epochs=1",
