@@ -402,3 +402,24 @@ def test_names_of_methods_are_found_wherever_they_stand():
   for method in ("coke", "odc", "sela", "swav"):
     assert re.search(rf"\b{method}\b", words)
   assert "does" not in words
+
+
+# Not models/: an official code's files are named so too.
+OUR_FILES = re.compile(
+  r"(?<![\w/])((?:odc_jax|configs|benchmarks|tests|clustering|methods|passes"
+  r"|training|evals|results|report|interop|distributed|plan)/[\w/]+\.py)\b"
+)
+
+
+@pytest.mark.parametrize(
+  "page",
+  [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))],
+  ids=lambda page: page.name,
+)
+def test_files_that_a_page_names_exist(page):
+  named = set(OUR_FILES.findall(page.read_text()))
+  assert not [
+    name
+    for name in sorted(named)
+    if not any((start / name).exists() for start in (ROOT, PACKAGE))
+  ]
