@@ -55,17 +55,17 @@ def scores(
       return evaluation.subject(params, batch_stats, found, clusters)
 
     state = program.init()
-    params, batch_stats = state.params, state.batch_stats
+    params, batch_stats = program.evaluated(state)
     random = subject(params, batch_stats)
     found = {"random": evaluation.scores(random)}
 
-    trained, trained_stats, method_state = checkpoint.restore_parts(
-      workdir,
-      program.shapes,
-      program.shardings,
-      ("params", "batch_stats", "method"),
+    parts = ("method", *program.evaluated_parts)
+    restored = checkpoint.restore_parts(
+      workdir, program.shapes, program.shardings, parts
     )
-    clusters = processes.to_host(method.clusters(method_state))[: len(train)]
+    state = program.shapes._replace(**dict(zip(parts, restored, strict=True)))
+    trained, trained_stats = program.evaluated(state)
+    clusters = processes.to_host(method.clusters(state.method))[: len(train)]
     found["learned"] = evaluation.scores(
       subject(trained, trained_stats, clusters)
     )

@@ -277,7 +277,7 @@ def _temi_steps(x, n, k, num_heads, batch_size, dtype):
     )(params)
     updates, opt_state = optimizer.update(gradients, opt_state, params)
     params = optax.apply_updates(params, updates)
-    m = temi_method.teacher_momentum(config)
+    m = temi_method.teacher_decay(config, number)
     teacher = jax.tree.map(lambda t, p: m * t + (1 - m) * p, teacher, params)
     method, _ = temi_method.after_step(
       config, method, outputs, targets, batch, number

@@ -33,7 +33,6 @@ from odc_jax.results import groups as groups_lib
 from odc_jax.results import neighbors, outliers, vectors, write
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
-from odc_jax.training.state import deciding
 
 # The columns for new images. Names are a contract: scripts read them.
 ASSIGNED = {
@@ -302,13 +301,15 @@ class Run:
     with jax.set_mesh(mesh):
       method = METHODS[self.config.method]
       program = assemble(self.config, method, mesh)
-      parts = ["params", "batch_stats"]
+      parts = program.evaluated_parts
       if method.vote is not None:
-        parts += ["teacher", "method"]
-      params, batch_stats, *rest = checkpoint.restore_parts(
+        parts += ("method",)
+      found = checkpoint.restore_parts(
         self.workdir, program.shapes, program.shardings, parts
       )
-      teacher, method_state = rest or (None, None)
+      state = program.shapes._replace(**dict(zip(parts, found, strict=True)))
+      params, batch_stats = program.evaluated(state)
+      voting = None if method.vote is None else state.method
       centroids = jax.device_put(
         self._read("centroids.npy", np.load), mesh_lib.replicated(mesh)
       )
@@ -320,20 +321,18 @@ class Run:
       )
       def judge(params, batch_stats, centroids, voting, images):
         outputs = program.forward(params, batch_stats, images)
-        teacher, method_state = voting
         judged = program.judge(
-          deciding(params, teacher),
+          params,
           centroids,
           outputs.embeddings,
           np.full(images.shape[0], -1, np.int32),
-          method_state,
+          voting,
         )
         return judged._asdict() | {
           "features": outputs.features,
           "embeddings": outputs.embeddings,
         }
 
-    voting = teacher, method_state
     return mesh, (params, batch_stats, centroids, voting), judge
 
   @functools.cached_property

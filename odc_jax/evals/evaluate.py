@@ -103,7 +103,6 @@ def _run(workdir, given, names, mesh):
       found,
       clusters,
       lambda done: advance(len(train) + done),
-      teacher=network.teacher,
       method_state=network.method,
     )
 
@@ -176,7 +175,6 @@ class _Network(NamedTuple):
     batch_stats: Running statistics.
     clusters: Of the task's images, if it has any.
     method: The method's state; None for a network from elsewhere.
-    teacher: As in `TrainState`, where the method's heads vote.
   """
 
   step: int
@@ -184,7 +182,6 @@ class _Network(NamedTuple):
   batch_stats: Any
   clusters: np.ndarray | None = None
   method: Any = None
-  teacher: Any = None
 
 
 def _network(workdir, task: _Task, method, program: Program) -> _Network:
@@ -194,20 +191,20 @@ def _network(workdir, task: _Task, method, program: Program) -> _Network:
       task.config, state.params, state.batch_stats, program.shardings
     )
     return _Network(0, params, batch_stats)
-  parts = ["step", "params", "batch_stats", "method"]
-  if method.vote is not None:
-    parts.append("teacher")
-  step, params, batch_stats, method_state, *teacher = checkpoint.restore_parts(
+  parts = ("step", *program.evaluated_parts[:2], "method")
+  parts += program.evaluated_parts[2:]
+  found = checkpoint.restore_parts(
     workdir, program.shapes, program.shardings, parts
   )
+  state = program.shapes._replace(**dict(zip(parts, found, strict=True)))
+  step, method_state = state.step, state.method
+  params, batch_stats = program.evaluated(state)
   processes.say(f"evaluating {workdir} at step {int(step)}")
   clusters = None
   if _has_images_of(task.of_run, workdir, task.train, task.config):
     clusters = processes.to_host(method.clusters(method_state))
     clusters = clusters[: len(task.train)]
-  return _Network(
-    int(step), params, batch_stats, clusters, method_state, *teacher
-  )
+  return _Network(int(step), params, batch_stats, clusters, method_state)
 
 
 def _on_other_data(of_run: Config, given: Config) -> Config:

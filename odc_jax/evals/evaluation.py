@@ -25,7 +25,6 @@ from odc_jax.passes import extract, frozen
 from odc_jax.passes.extract import Features
 from odc_jax.training.assign import assigner
 from odc_jax.training.programs import Program
-from odc_jax.training.state import deciding
 
 
 class Evaluation:
@@ -206,7 +205,6 @@ class Evaluation:
     clusters: Int[np.ndarray, "n"] | None = None,
     advance: Callable[[int], None] = lambda done: None,
     *,
-    teacher: Any = None,
     method_state: Any = None,
   ) -> Subject:
     """Returns what evaluators are given, after a pass over the test set.
@@ -217,8 +215,8 @@ class Evaluation:
       train_features: As `train_features` returns them for this network.
       clusters: The run's own, of every image of the training set.
       advance: Is told how many images of the test set have been read.
-      teacher: As in `TrainState`; where there are clusters.
-      method_state: The method's state, likewise; read where its heads vote.
+      method_state: The method's state where there are clusters; read where
+        its heads vote.
 
     Raises:
       StoppedError: If `check` does.
@@ -235,7 +233,7 @@ class Evaluation:
       assign = assigner(
         self._program,
         self._mesh,
-        deciding(params, teacher),
+        params,
         method_state,
         train_features,
         clusters,

@@ -49,13 +49,13 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh):
     program = assemble(config, METHODS[config.method], mesh)
-    step, params, batch_stats = checkpoint.restore_parts(
-      workdir,
-      program.shapes,
-      program.shardings,
-      ("step", "params", "batch_stats"),
+    parts = ("step", *program.evaluated_parts)
+    found = checkpoint.restore_parts(
+      workdir, program.shapes, program.shardings, parts
     )
-  step = int(step)
+  state = program.shapes._replace(**dict(zip(parts, found, strict=True)))
+  params, batch_stats = program.evaluated(state)
+  step = int(state.step)
   weights = state_dict(params, batch_stats, step)
   text = card.render(config, step, *_numbers(workdir), hub.recorded(workdir))
   write_files(folder, weights, card.describe(config), text)

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array, Float
 
 from odc_jax import labels
 from odc_jax.config import check
+from odc_jax.errors import UserError
 
 
 class Passes(NamedTuple):
@@ -27,6 +28,48 @@ class Passes(NamedTuple):
   augmented: Callable[[], Float[Array, "n v d"]]
   head: Callable[..., tuple[Array, ...]]
   params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A slower copy of the network that the method compares with.
+
+  It holds the parts of the network that are trained. It starts as a copy, sees
+  the large views of every batch in training mode, and gets no gradient.
+
+  Attributes:
+    decay: (config, step) -> m of teacher <- m teacher + (1 - m) student.
+    moves: When that is in a step. "first": before it sees the batch, so that
+      its views are by what has moved already; "before" the optimizer changes
+      the student, and behind the loss; "after" it.
+    evaluated: config -> whether evaluation, export and assignment take the
+      teacher; else they take the student.
+    copied: Parts that become the student's instead of an average.
+    lacks: Parts that it has no need of, and does not hold.
+    statistics: Whether it has running statistics of its own, which its own
+      batches move; else it goes by the student's.
+  """
+
+  decay: Callable[..., Any]
+  moves: Literal["first", "before", "after"]
+  evaluated: Callable[..., bool]
+  copied: tuple[str, ...] = ()
+  lacks: tuple[str, ...] = ()
+  statistics: bool = True
+
+
+def evaluates_teacher(config: Any) -> bool:
+  """Returns whether the key `eval.network` asks for the teacher.
+
+  Raises:
+    UserError: It asks for a network that there is not.
+  """
+  network = config.eval.network
+  if network not in ("student", "teacher"):
+    raise UserError(
+      f"unknown eval.network {network!r}; choose student or teacher"
+    )
+  return network == "teacher"
 
 
 def _of_first_clustering(state):
@@ -71,9 +114,8 @@ class Method:
     partners: (config, state, index, key) -> another image for each of a batch,
       int32 [b], which becomes its second view. Only where the backbone is
       frozen. None: views are of the image itself.
-    teacher_momentum: config -> m of teacher <- m teacher + (1 - m) student,
-      after every step. `views` then has `student` and `teacher`. None: there
-      is no teacher.
+    teacher: The slower copy; see `Teacher`. `views` then has `student` and
+      `teacher`. None: there is none, and nothing is kept for one.
     prepare: params -> params, before the forward pass of every step.
     recluster_due: (config, step) -> whether to re-cluster before this step; on
       the host.
@@ -83,7 +125,8 @@ class Method:
     finish: (config, state, head, params, embeddings) -> state: called once,
       behind the last step and before the last evaluation and checkpoint, on
       the host. `embeddings` are those of all images, `head(params, rows)` the
-      logits; of the teacher where there is one. None: nothing is left to do.
+      logits; all by the network that is evaluated. None: nothing is left to
+      do.
     vote: (state, logits, each [b, k]) -> how likely every cluster is, [b, k],
       for images new or old, by all that a finished state knows; can be traced.
       An image's cluster is the likeliest. `logits` as for `finish`. None: it is
@@ -115,7 +158,7 @@ class Method:
   )
   clusterings: Callable[..., tuple[int, ...]] = check.clusterings
   partners: Callable[..., Array] | None = None
-  teacher_momentum: Callable[..., float] | None = None
+  teacher: Teacher | None = None
   prepare: Callable[[Any], Any] = lambda params: params
   recluster_due: Callable[..., bool] = lambda config, step: False
   recluster: Callable[..., Any] | None = None

@@ -26,7 +26,7 @@ from odc_jax.clustering import ensemble, neighbors
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
 from odc_jax.errors import UserError
-from odc_jax.methods.method import Method
+from odc_jax.methods.method import Method, Teacher
 
 _CHOICES = {
   "objective": ("temi", "scan"),
@@ -174,8 +174,9 @@ def partners(
   return jnp.take_along_axis(mined, chosen[:, None], axis=1)[:, 0]
 
 
-def teacher_momentum(config: Config) -> float:
-  """Returns m of teacher <- m teacher + (1 - m) student, after every step."""
+def teacher_decay(config: Config, step) -> float:
+  """Returns m of teacher <- m teacher + (1 - m) student, whatever the step."""
+  del step
   return config.temi.teacher_momentum
 
 
@@ -438,7 +439,8 @@ METHOD = Method(
   SPARED=("chance",),
   clusterings=clusterings,
   partners=partners,
-  teacher_momentum=teacher_momentum,
+  # Of a frozen backbone both have the same statistics.
+  teacher=Teacher(teacher_decay, "after", lambda _: True, statistics=False),
   recluster_due=recluster_due,
   recluster=recluster,
   finish=finish,

@@ -105,6 +105,11 @@ def parts_of(config: Config, program: Program, mesh: Mesh) -> dict[str, int]:
       samples += _num_bytes(leaf, sharding)
   batch = program.batch
   kept = {}
+  if shapes.teacher is not None:
+    kept["teacher"] = _tree_bytes(
+      (shapes.teacher, shapes.teacher_stats),
+      (where.teacher, where.teacher_stats),
+    )
   if config_lib.is_frozen(config):
     # What a batch takes its rows from is there once.
     batch = {"index": batch["index"]}

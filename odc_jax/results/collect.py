@@ -20,7 +20,7 @@ from odc_jax.passes.extract import Features
 from odc_jax.results import vectors, write
 from odc_jax.training import assign
 from odc_jax.training.programs import Program
-from odc_jax.training.state import TrainState, deciding
+from odc_jax.training.state import TrainState
 
 # The first of them hold nearly all of a trained backbone's variance, and a
 # million images are compared in 128 dimensions where 2,048 would not fit.
@@ -119,12 +119,13 @@ def _judged_chunks(program, state, found, centroids, asked, num_images):
     The chunk's place as a slice, its `Judgement`, features, embeddings and
     signatures, as NumPy arrays.
   """
+  params, _ = program.evaluated(state)
   for start in range(0, num_images, assign.CHUNK):
     features, embeddings, signatures = assign.chunk(
       (found.features, found.embeddings, found.signatures), start
     )
     judged = program.judge(
-      deciding(state.params, state.teacher),
+      params,
       centroids,
       embeddings,
       asked[start : start + assign.CHUNK],

@@ -40,7 +40,7 @@ def assigner(
   Args:
     program: What computed `found`.
     mesh: The devices.
-    params: What decides (`state.deciding`).
+    params: What decides (`Program.evaluated`).
     method_state: The method's, where it votes.
     found: What the network makes of the training set.
     clusters: Of its images; `num_clusters` where one has none.

@@ -79,15 +79,17 @@ def restore_parts(
     parts: Fields of the state; the weights are the two by default.
 
   Returns:
-    Those parts.
+    Those parts; None for one that this method has not.
 
   Raises:
     UserError: If there is no checkpoint that can be read.
   """
   folder = (workdir / "checkpoints").absolute()
   target = _target(
-    {part: getattr(shapes, part) for part in parts},
-    {part: getattr(shardings, part) for part in parts},
+    {part: found for part, found in _stored(shapes).items() if part in parts},
+    {
+      part: found for part, found in _stored(shardings).items() if part in parts
+    },
   )
   problem = "there is none; train first, with the same command without --mode"
   for step in sorted(_steps(workdir), reverse=True):
@@ -102,7 +104,7 @@ def restore_parts(
             partial_restore=True,
           ),
         )
-        return tuple(found[part] for part in parts)
+        return tuple(found.get(part) for part in parts)
       except Exception as error:  # Orbax has a different one for each case.
         problem = str(error).splitlines()[0]
   raise UserError(f"no checkpoint in {folder} can be read: {problem}")

@@ -39,7 +39,7 @@ def make_judge(config: Config, method: Any, head: Callable[..., Any]):
   It returns a `Judgement` of embeddings [b, d] of the network in evaluation
   mode among centroids [k, d], for the given clusters [b] or, where these are
   -1, for the nearest, or that which the heads vote for. `params` are what
-  decides (`state.deciding`); `state` is the method's, where it votes. A
+  decides (`Program.evaluated`); `state` is the method's, where it votes. A
   cluster whose centroid is zero is empty, and near to nothing. [b, k] scores
   exist at once.
 

@@ -94,7 +94,8 @@ def _train(run: Run, rollbacks, num_groups, stack):
     due = schedule.before(step, logged, stopping)
 
     if due.last:
-      state, stopped = _concluded(run, state)
+      state, found, stopped = _concluded(run, state)
+      features = features if found is None else found
       if stopped:  # not saved: the last steps are done again
         stopping, saved_step = True, step
     if any(due):
@@ -155,12 +156,17 @@ def _step_log(run: Run, writer) -> StepLog:
   return StepLog(run.config, writer, rate, run.steps_per_epoch, run.num_steps)
 
 
-def _concluded(run: Run, state: TrainState) -> tuple[TrainState, bool]:
-  """Returns the state that a run ends with, and whether a signal came first."""
+def _concluded(run: Run, state: TrainState):
+  """Returns what a run ends with, and whether a signal came first.
+
+  Returns:
+    The state, the features of all images where the end needed them, and
+    whether that was stopped.
+  """
   try:
-    return run.recluster.finish(state), False
+    return *run.recluster.finish(state), False
   except StoppedError:
-    return state, True
+    return state, None, True
 
 
 def _writer(run: Run, resumed_at: int | None) -> MetricWriter | SilentWriter:
@@ -190,16 +196,16 @@ def _evaluate(run: Run, state, step, features, scores, log):
     run: The run.
     state: Its state.
     step: Steps taken.
-    features: Those of the first clustering, which at step 0 are of the same
-      network; None where there are none.
+    features: Those of the first clustering or of the run's end, if these are
+      of the same network; else None.
     scores: Whether to evaluate.
     log: Where the scores go.
 
   Raises:
     StoppedError: A signal came.
   """
-  network = state.params, state.batch_stats
-  if features is None or step:
+  network = run.program.evaluated(state)
+  if features is None:
     features = run.evaluation.train_features(*network)
   if scores:
     clusters = run.clusters(state)
@@ -209,7 +215,6 @@ def _evaluate(run: Run, state, step, features, scores, log):
       *network,
       features,
       clusters,
-      teacher=state.teacher,
       method_state=state.method,
     )
     log.write(step, run.evaluation.scores(subject))

@@ -47,6 +47,10 @@ class Program(NamedTuple):
     renew: (state, step) -> state, jitted: the method's `FRESH` parts of the
       network, and what the optimizer knows of them, start anew.
     judge: See `make_judge`, jitted.
+    evaluated: A state, or as much of one as `evaluated_parts` -> (params,
+      batch_stats) that evaluation, export and assignment take: the student's
+      or the teacher's.
+    evaluated_parts: Fields of the state.
     embed: (params, batch_stats, features [rows, c]) -> embeddings [rows, d] in
       evaluation mode, jitted; rows are split over the devices.
     shapes: The state as `jax.eval_shape` gives it.
@@ -63,6 +67,8 @@ class Program(NamedTuple):
   observe: Callable[..., tuple[Any, Array]]
   renew: Callable[[TrainState, Any], TrainState]
   judge: Callable[..., "Judgement"]
+  evaluated: Callable[[TrainState], tuple[Any, Any]]
+  evaluated_parts: tuple[str, ...]
   embed: Callable[..., Array]
   shapes: TrainState
   shardings: TrainState
@@ -98,6 +104,7 @@ def assemble(
   _check_rows(shapes, shardings, mesh.size)
   augmentation = _augmentation(config)
   forward, maps, head, embed = _evaluation(config, network, shapes.batch_stats)
+  by_teacher = method.teacher is not None and method.teacher.evaluated(config)
   size = config.data.image_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
@@ -131,6 +138,16 @@ def assemble(
     judge=jax.jit(
       make_judge(config, method, head),
       out_shardings=mesh_lib.replicated(mesh),
+    ),
+    evaluated=(
+      state_lib.taught
+      if by_teacher
+      else lambda state: (state.params, state.batch_stats)
+    ),
+    evaluated_parts=(
+      ("params", "batch_stats", "teacher", "teacher_stats")
+      if by_teacher
+      else ("params", "batch_stats")
     ),
     embed=jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
     shapes=shapes,

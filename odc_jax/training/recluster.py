@@ -19,7 +19,7 @@ from odc_jax.logs import progress
 from odc_jax.methods.method import Passes
 from odc_jax.passes.extract import Features
 from odc_jax.training.programs import Program
-from odc_jax.training.state import TrainState, deciding
+from odc_jax.training.state import TrainState
 
 
 class Reclustering:
@@ -68,13 +68,12 @@ class Reclustering:
       UserError: Too many images cannot be read.
     """
     batch_stats, found = state.batch_stats, None
+    params, statistics = self._program.evaluated(state)
 
     def embeddings():
       nonlocal found
       with self._bar(step) as advance:
-        found = self._evaluation.train_features(
-          state.params, state.batch_stats, advance
-        )
+        found = self._evaluation.train_features(params, statistics, advance)
       return found.embeddings
 
     def augmented():
@@ -83,7 +82,7 @@ class Reclustering:
         rows, batch_stats = self._augmented(state, step, advance)
       return rows
 
-    passes = Passes(embeddings, augmented, self._program.head, state.params)
+    passes = Passes(embeddings, augmented, self._program.head, params)
     method_state = self._method.recluster(
       self._config, state.method, passes, step
     )
@@ -95,28 +94,34 @@ class Reclustering:
       state = self._program.renew(state, step)
     return state, found
 
-  def finish(self, state: TrainState) -> TrainState:
+  def finish(self, state: TrainState) -> tuple[TrainState, Features | None]:
     """Returns the state that a run ends with.
 
     Args:
       state: After the last step.
 
+    Returns:
+      The state, and the features of all images if the method had a use for
+      them.
+
     Raises:
       StoppedError: If the evaluation's `check` does.
     """
     if self._method.finish is None:
-      return state
-    found = self._evaluation.train_features(state.params, state.batch_stats)
+      return state, None
+    params, statistics = self._program.evaluated(state)
+    found = self._evaluation.train_features(params, statistics)
     method_state = self._method.finish(
       self._config,
       state.method,
       self._program.head,
-      deciding(state.params, state.teacher),
+      params,
       found.embeddings,
     )
-    return state._replace(
+    state = state._replace(
       method=jax.device_put(method_state, self._program.shardings.method)
     )
+    return state, found
 
   def order(self, state: TrainState, step: int) -> Int[np.ndarray, "m"] | None:
     """Returns the images to train on until the next re-clustering, in order.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -31,7 +32,7 @@ from odc_jax.passes.extract import Features
 from odc_jax.results import groups
 from odc_jax.training import checkpoint, parameters
 from odc_jax.training import state as state_lib
-from odc_jax.training.programs import Program, assemble
+from odc_jax.training.programs import FROZEN, Program, assemble
 from odc_jax.training.recluster import Reclustering
 from odc_jax.training.state import TrainState
 
@@ -292,6 +293,16 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
     run.config, state.params, state.batch_stats, program.shardings
   )
   state = state._replace(params=params, batch_stats=batch_stats)
+  if run.method.teacher is not None:
+    # It starts as a copy of the weights that were given.
+    follow = functools.partial(
+      state_lib.with_copied_teacher,
+      method=run.method,
+      frozen=FROZEN[check.training(run.config)],
+    )
+    state = jax.jit(follow, donate_argnums=0, out_shardings=program.shardings)(
+      state
+    )
   _freeze(run, state)
   if not run.recluster.due(0):
     return state, None, False

@@ -28,6 +28,8 @@ class TrainState(NamedTuple):
       unless `on_nan` is "rollback".
     teacher: A slower copy of the parameters that are trained, which the method
       compares with; None where it has none.
+    teacher_stats: The teacher's own running statistics of BatchNorm, of the
+      same parts; None where it goes by the student's.
   """
 
   step: Int[Array, ""]
@@ -38,18 +40,49 @@ class TrainState(NamedTuple):
   key: Key[Array, ""]
   restarts: Int[Array, ""]
   teacher: Any = None
+  teacher_stats: Any = None
 
 
-def deciding(params: Any, teacher: Any) -> Any:
-  """Returns the parameters that decide on clusters: the teacher's, if any."""
-  return params if teacher is None else {**params, **teacher}
+def taught(state: TrainState) -> tuple[Any, Any]:
+  """Returns the teacher's parameters and statistics, of the whole network.
+
+  The student's, for what the teacher does not hold.
+  """
+  return (
+    {**state.params, **(state.teacher or {})},
+    {**state.batch_stats, **(state.teacher_stats or {})},
+  )
+
+
+def with_copied_teacher(
+  state: TrainState, method: Any, frozen: Collection[str] = ()
+) -> TrainState:
+  """Returns the state with a teacher that is a copy, if the method has one.
+
+  Args:
+    state: Whose network is copied.
+    method: One of `METHODS`.
+    frozen: Parts of the network that no step changes.
+  """
+  if method.teacher is None:
+    return state
+  without = (*frozen, *method.teacher.lacks)
+  copied = jax.tree.map(
+    jnp.copy,
+    (trained(state.params, without), trained(state.batch_stats, without)),
+  )
+  teacher, statistics = copied
+  return state._replace(
+    teacher=teacher,
+    teacher_stats=statistics if method.teacher.statistics else None,
+  )
 
 
 def trained(params: Any, frozen: Collection[str]) -> Any:
   """Returns the parameters that steps change.
 
   Args:
-    params: Of the network, by its parts.
+    params: Of the network, or its running statistics, by its parts.
     frozen: The parts that stay as they are.
   """
   return {name: part for name, part in params.items() if name not in frozen}
@@ -78,10 +111,7 @@ def init_function(
     key = jax.random.key(config.seed)
     network_key, method_key, train_key = jax.random.split(key, 3)
     params, batch_stats = network.init(network_key)
-    teacher = None
-    if method.teacher_momentum is not None:
-      teacher = jax.tree.map(jnp.copy, trained(params, frozen))
-    return TrainState(
+    state = TrainState(
       step=jnp.int32(0),
       params=params,
       batch_stats=batch_stats,
@@ -89,8 +119,8 @@ def init_function(
       method=method.init(config, num_examples, method_key),
       key=train_key,
       restarts=jnp.int32(0),
-      teacher=teacher,
     )
+    return with_copied_teacher(state, method, frozen)
 
   return init
 

@@ -20,7 +20,7 @@ class Views(NamedTuple):
 
   Attributes:
     student: By the network that is trained.
-    teacher: By its slower copy.
+    teacher: By its slower copy, of the large views.
   """
 
   student: tuple[Any, ...]
@@ -76,18 +76,17 @@ def make_step(
       index = jnp.stack([index, partners], axis=1)
     images = augmentation(augment_key, batch["image"], index)
     params = method.prepare(state.params)
-
-    def forward(params):
-      return network.apply(
-        params, state.batch_stats, images, network_key, train=True
-      )
-
-    slower = None
-    if state.teacher is not None:
-      slower, _ = forward({**params, **state.teacher})
+    state = _with_teacher(config, method, state, params, "first")
+    slower, teacher_stats = _by_teacher(network, state, images, network_key)
 
     def loss_function(trained: dict[str, Any]):
-      views, batch_stats = forward({**params, **trained})
+      views, batch_stats = network.apply(
+        {**params, **trained},
+        state.batch_stats,
+        images,
+        network_key,
+        train=True,
+      )
       if slower is not None:
         views = Views(views, jax.lax.stop_gradient(slower))
       targets = method.targets(
@@ -101,9 +100,10 @@ def make_step(
     (loss, (views, targets, batch_stats, aux)), gradients = jax.value_and_grad(
       loss_function, has_aux=True
     )(trained)
+    state = _with_teacher(config, method, state, trained, "before")
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     trained: Any = optax.apply_updates(trained, updates)
-    teacher = _move_teacher(config, method, state.teacher, trained)
+    state = _with_teacher(config, method, state, trained, "after")
     method_state, method_aux = method.after_step(
       config, state.method, views, targets, batch, state.step
     )
@@ -113,7 +113,7 @@ def make_step(
       batch_stats=batch_stats,
       opt_state=opt_state,
       method=method_state,
-      teacher=teacher,
+      teacher_stats=teacher_stats,
     )
     scalars, finite = _health(loss, views)
     return new_state, {**scalars, **aux, **method_aux}, finite
@@ -121,14 +121,35 @@ def make_step(
   return step
 
 
-def _move_teacher(config, method, teacher, trained):
-  """Returns the teacher as the moving average of what is trained, or None."""
-  if teacher is None:
-    return None
-  m = method.teacher_momentum(config)
-  return jax.tree.map(
-    lambda slow, new: m * slow + (1 - m) * new, teacher, trained
+def _with_teacher(config, method, state, student, when):
+  """Returns the state, its teacher moved if this is when it moves."""
+  teacher = method.teacher
+  if teacher is None or teacher.moves != when:
+    return state
+  m = teacher.decay(config, state.step)
+
+  def moved(name, part):
+    if name in teacher.copied:
+      return student[name]
+    return jax.tree.map(
+      lambda slow, new: m * slow + (1 - m) * new, part, student[name]
+    )
+
+  return state._replace(
+    teacher={name: moved(name, part) for name, part in state.teacher.items()}
   )
+
+
+def _by_teacher(network, state, images, key):
+  """Returns the teacher's outputs of the large views, and its statistics."""
+  if state.teacher is None:
+    return None, None
+  outputs, found = network.apply(
+    *state_lib.taught(state), images[:1], key, train=True
+  )
+  if state.teacher_stats is None:
+    return outputs, None
+  return outputs, {name: found[name] for name in state.teacher_stats}
 
 
 def _health(loss, views):
