@@ -28,6 +28,8 @@ def evaluation(split: str, every_epochs: int | str) -> ConfigDict:
       "semi_learning_rates": (0.001, 0.01, 0.1),
       "semi_head_multipliers": (1, 10, 100),
       "semi_lists": ("", ""),
+      # A table of what is known of the images, for the evaluator `reverse`.
+      "attributes": "",
     }
   )
 

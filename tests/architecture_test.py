@@ -154,6 +154,7 @@ ALLOWED = {
     "distributed",
     "errors",
     "evals",
+    "files",
     "logs",
     "losses",
     "mesh",

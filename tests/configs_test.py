@@ -147,7 +147,7 @@ def read_by_all(tmp_path_factory):
   rows = jax.device_put(np.ones((64, 2), np.float32), mesh_lib.rows(mesh))
   classes = np.arange(64, dtype=np.int32) // 2 % 2
   seen = extract.Features(rows, rows, rows.astype(np.int8), classes, {})
-  subject = of_features(seen)._replace(config=recording)
+  subject = of_features(seen, clusters=classes)._replace(config=recording)
   with pytest.MonkeyPatch.context() as patch:
     # By which settings they learn is asked here, not what.
     learned = probe.Learned({}, {}, [0.0])
@@ -163,7 +163,7 @@ def read_by_all(tmp_path_factory):
     ):
       patch.setattr(module, name, lambda *_: (None, {}, {}))
     with jax.set_mesh(mesh):
-      for name in ("knn", "linear_sgd", "linear_stages", "semi"):
+      for name in ("knn", "reverse", "linear_sgd", "linear_stages", "semi"):
         assert dict(EVALS[name](subject))
 
   package = "".join(p.read_text() for p in (ROOT / "odc_jax").rglob("*.py"))

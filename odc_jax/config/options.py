@@ -99,6 +99,7 @@ _SECTIONS = {
     "semi_learning_rates",
     "semi_head_multipliers",
     "semi_lists",
+    "attributes",
   ),
 }
 _COMMON = frozenset(
@@ -130,6 +131,7 @@ _ADDED = ("num_examples", "method_name")
 # Values of keys that a config may leave out; any other key has to be there.
 _DEFAULTS = {
   "extra_clusters": (),
+  "eval.attributes": "",
   "data.small_views": 0,
   "data.resident": "off",
   "data.interpolation": "bilinear",

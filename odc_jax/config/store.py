@@ -19,6 +19,7 @@ _MAY_CHANGE = frozenset(
     "config.data.prefetch",
     "config.data.resident",
     "config.data.max_bad_fraction",
+    "config.eval.attributes",
     "config.keep_checkpoints",
     "config.method_name",
     "config.on_nan",

@@ -5,7 +5,7 @@ compare with, nothing. docs/evaluation.md has their protocols and what they
 take.
 """
 
-from odc_jax.evals import clustering, knn, linear, retrieval, semi, svm
+from odc_jax.evals import clustering, knn, linear, retrieval, reverse, semi, svm
 
 EVALS = {
   "knn": knn.evaluate,
@@ -13,6 +13,7 @@ EVALS = {
   "assignment": clustering.assignment,
   "kmeans": clustering.kmeans,
   "retrieval": retrieval.evaluate,
+  "reverse": reverse.evaluate,
   "linear": linear.last_lbfgs,
   "linear_sgd": linear.last_sgd,
   "linear_stages": linear.stages_sgd,

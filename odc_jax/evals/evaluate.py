@@ -26,6 +26,9 @@ from odc_jax.methods import METHODS
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import Program, assemble
 
+# Evaluators that need clusters of the images.
+_OF_CLUSTERS = ("clustering", "assignment", "reverse")
+
 
 def run(
   workdir: pathlib.Path, config: Config | None, names: Iterable[str] | None
@@ -117,7 +120,7 @@ def _run(workdir, given, names, mesh):
       _write(workdir, about, scores)
     elif not scores:
       lacking = "labels to compare with"
-      if name in ("clustering", "assignment") and clusters is None:
+      if name in _OF_CLUSTERS and clusters is None:
         lacking = "clusters of these images"
       processes.say(f"{name}: no {lacking}; left out")
 

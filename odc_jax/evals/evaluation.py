@@ -55,7 +55,8 @@ class Evaluation:
       mesh: The devices.
       train: The training set.
       test: The test set, if there is one.
-      bad_path: The file that names images which cannot be read.
+      bad_path: The file that names images which cannot be read, in the work
+        directory.
       check: Called once a batch; see `Subject`.
 
     Raises:
@@ -66,6 +67,7 @@ class Evaluation:
     self.train_data: feed.Data = train
     self._test_data: feed.Data | None = test
     self._evaluators = evaluators_of(config.eval.evaluators)
+    self._folder = bad_path.parent
     self._extract = extract.extractor(program.forward, mesh)
     self.bad_train, self.bad_test = (
       BadImages(bad_path, name, size, config.data, processes.is_first())
@@ -173,6 +175,9 @@ class Evaluation:
   def has_labels(self) -> bool:
     """Returns whether there is anything to evaluate against."""
     labelled = self._train.num_classes or hasattr(self._train, "targets")
+    # A table of attributes stands for labels with the one that reads it.
+    if "reverse" in self._evaluators:
+      labelled = labelled or self._config.eval.get("attributes", "")
     return bool(labelled and self._evaluators)
 
   def train_features(
@@ -252,6 +257,7 @@ class Evaluation:
       clusters,
       self.check,
       assign,
+      self._folder,
     )
 
   def scores(

@@ -1,5 +1,6 @@
 """The inputs of an evaluator: a frozen network, and images."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Subject(NamedTuple):
       where a signal asks to end.
     assign: What the network makes of all images of a data set -> the cluster
       that each is assigned to; None for a network without clusters.
+    folder: Where an evaluator leaves what is more than a number; None: nowhere.
   """
 
   config: Config
@@ -69,6 +71,7 @@ class Subject(NamedTuple):
   clusters: Int[np.ndarray, "n"] | None
   check: Callable[[], None]
   assign: Callable[[Features], Int[np.ndarray, "m"]] | None = None
+  folder: pathlib.Path | None = None
 
 
 def splits(

@@ -243,6 +243,8 @@ def _config(config):
   shown["model"]["weights"] = _weights_name(shown["model"].get("weights", ""))
   if "semi_lists" in shown["eval"]:
     shown["eval"]["semi_lists"] = [*map(_name, shown["eval"]["semi_lists"])]
+  if "attributes" in shown["eval"]:
+    shown["eval"]["attributes"] = _name(shown["eval"]["attributes"])
   return shown
 
 

@@ -2,9 +2,9 @@
 
 import re
 
-# Every scalar that a run can log; # stands for any number. Names are a
-# contract: scripts read them. "labels" in a name means ground truth; the
-# pseudo-labels are "clusters".
+# Every scalar that a run can log; # stands for any number, * for the name of a
+# column of the user's. Names are a contract: scripts read them. "labels" in a
+# name means ground truth; the pseudo-labels are "clusters".
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
@@ -61,6 +61,12 @@ SCALARS = {
   "features with the labels",
   "eval/kmeans_ari_labels": "adjusted Rand index of k-means on the features "
   "with the labels",
+  "eval/reverse_information_*": "nats that * tells of the clusters of images "
+  "that the probe has not learnt from",
+  "eval/reverse_share_*": "share of the clusters' entropy that * tells, of "
+  "images that the probe has not learnt from",
+  "eval/reverse_top1_all": "images whose cluster is the likeliest by label and "
+  "attributes together",
   "eval/retrieval_recall_at#": "test images that have one of their label among "
   "the # most similar training images",
   "eval/retrieval_map": "mean average precision over all training images, "
@@ -114,8 +120,9 @@ SCALARS = {
 def declared(name: str) -> str | None:
   """Returns what a scalar's name means, or None where it is not declared."""
   for pattern, text in SCALARS.items():
-    if found := re.fullmatch(pattern.replace("#", r"(\d+)"), name):
-      for number in found.groups():
-        text = text.replace("#", number, 1)
+    form = pattern.replace("#", r"(\d+)").replace("*", r"([\w-]+)")
+    if found := re.fullmatch(form, name):
+      for part in found.groups():
+        text = re.sub(r"[#*]", part, text, count=1)
       return text
   return None

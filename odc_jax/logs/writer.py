@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -196,8 +197,8 @@ _ON_TERMINAL = {
   "cluster/label_change",
   "cluster/nmi_previous",
   "speed/images_per_second",
-  # Those with a number in their name are for `summary.json`.
-  *(name for name in SCALARS if name.startswith("eval/") and "#" not in name),
+  # Those with a number or a column in their name are for `summary.json`.
+  *(name for name in SCALARS if re.fullmatch(r"eval/[^#*]+", name)),
 }
 
 

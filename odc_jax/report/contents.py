@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from odc_jax.errors import UserError
 from odc_jax.report import sample
-from odc_jax.results import annotations, vectors
+from odc_jax.results import annotations, attributes, vectors
 
 NEAREST_CLUSTERS = 5
 # Limits of the page, whatever the size of the data.
@@ -112,6 +112,7 @@ def read(workdir: pathlib.Path) -> Contents:
       "group": _groups(table, len(clusters)),
       "nearest": _nearest(workdir / "centroids.npy", clusters),
       "representatives": representatives,
+      "attributes": _attributes(workdir / attributes.FILE, len(clusters)),
     },
     "outliers": _places([picked.outliers], place)[0],
     "num_outliers": int(table["is_outlier"].sum()),
@@ -327,6 +328,28 @@ def _nearest(path: pathlib.Path, clusters: list[dict]) -> list[list]:
     found if is_full else []
     for found, is_full in zip(nearest, full, strict=True)
   ]
+
+
+def _attributes(path: pathlib.Path, num_clusters: int) -> list | None:
+  """Returns what tells each cluster: [attribute, share in it, share of all].
+
+  None where no table of attributes was evaluated.
+  """
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text())
+    if len(found) != num_clusters:
+      raise ValueError(f"it is of {len(found)} clusters, not {num_clusters}")
+    return [
+      [[text, round(here, 3), round(of_all, 3)] for text, here, of_all in of]
+      for of in found
+    ]
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"{path} is not as the evaluator leaves it ({error}); remove it, or "
+      "evaluate again with --mode=evaluate --evals=reverse"
+    ) from error
 
 
 def _label_names(keys: pa.ChunkedArray, table) -> dict[int, str]:

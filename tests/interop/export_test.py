@@ -215,6 +215,7 @@ def test_the_card_shows_no_path_of_the_machine(source, shown):
   config = experiment()
   config.data.source = source
   config.eval.semi_lists = ("/home/somebody/1percent.txt", "")
+  config.eval.attributes = "/home/somebody/birds.csv"
   config.model.weights = "/home/somebody/resnet50.pth"
   found = card(config, step=0)
   assert "somebody" not in found
@@ -223,6 +224,7 @@ def test_the_card_shows_no_path_of_the_machine(source, shown):
   written = json.loads(found.split("```json\n")[1].split("```")[0])
   assert written["data"]["source"] == shown
   assert written["eval"]["semi_lists"] == ["1percent.txt", ""]
+  assert written["eval"]["attributes"] == "birds.csv"
   assert "has the weights of `resnet50.pth`, not trained" in found
 
 

@@ -47,6 +47,17 @@ def test_a_cluster_opens_to_all_its_members(page, table):
   assert (shown[0], shown[-1]) == (own[0]["key"], own[-1]["key"])
 
 
+def test_a_cluster_says_which_attributes_tell_it(page):
+  """The value is markup, and stays text."""
+  page.goto(page.url + "#cluster-3")
+  opened(page, "dialog")
+  told = "What tells it best: hat = <b>red</b> (80 % of them, 25 % of all)."
+  assert told in page.locator("#dialog-body > p").first.inner_text()
+  page.goto(page.url.replace("cluster-3", "cluster-4"))
+  page.wait_for_selector("#dialog-title:has-text('Cluster 4')")
+  assert "tells it best" not in page.locator("#dialog-body").inner_text()
+
+
 @pytest.mark.parametrize(
   ("order", "column", "sign"),
   [("doubt", "margin", 1), ("unlike", "outlier_score", -1)],

@@ -1,5 +1,6 @@
 """A page in a browser, for all tests of it."""
 
+import json
 import os
 import shutil
 
@@ -41,6 +42,9 @@ def page_path(tmp_path_factory):
     labels=labels,
     duplicates=[[0, 1], [8, 16, 24]],
   )
+  told = [[] for _ in range(runs.K)]
+  told[3] = [["hat = <b>red</b>", 0.8, 0.25]]
+  (workdir / "attributes.json").write_text(json.dumps(told))
   return report.write(workdir)
 
 

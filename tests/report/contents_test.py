@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from odc_jax import report
+from odc_jax.errors import UserError
 from odc_jax.report import contents, sample
 from tests.report import runs
 
@@ -84,6 +85,19 @@ def test_groups_are_those_that_the_table_has(tmp_path):
   data = contents.read(workdir).data
   assert data["num_groups"] == 3
   assert sorted(set(data["clusters"]["group"])) == [0, 1, 2]
+
+
+def test_attributes_that_tell_a_cluster_come_from_their_file(tmp_path):
+  workdir, _ = runs.small_run(tmp_path)
+  assert contents.read(workdir).data["clusters"]["attributes"] is None
+  path = workdir / "attributes.json"
+  told = [[["hat = yes", 0.83333, 0.5]], [], [], [], []]
+  path.write_text(json.dumps(told))
+  found = contents.read(workdir).data["clusters"]["attributes"]
+  assert found == [[["hat = yes", 0.833, 0.5]], [], [], [], []]
+  path.write_text(json.dumps(told[:-1]))
+  with pytest.raises(UserError, match=r"4 clusters, not 5.*evals=reverse"):
+    contents.read(workdir)
 
 
 def test_without_labels_nothing_speaks_of_them(tmp_path):

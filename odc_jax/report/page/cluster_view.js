@@ -135,6 +135,15 @@ function clusterFacts(c) {
       `${Math.round(100 * own.purity)} % of them have the true label ${labelName(own.label)}.`,
     );
   }
+  const told = clustersOf(c).length === 1 ? clusters.attributes?.[c] : null;
+  if (told?.length) {
+    const shares = told.map(
+      ([text, here, ofAll]) =>
+        `${text} (${Math.round(100 * here)} % of them, ` +
+        `${Math.round(100 * ofAll)} % of all)`,
+    );
+    facts.push(`What tells it best: ${shares.join(", ")}.`);
+  }
   if (members(c).length < sizeOf(c)) {
     facts.push(
       `This page knows ${number(members(c).length)} of them, a sample.`,
