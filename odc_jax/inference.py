@@ -31,6 +31,7 @@ from odc_jax.methods import METHODS
 from odc_jax.results import annotations as annotations_lib
 from odc_jax.results import groups as groups_lib
 from odc_jax.results import neighbors, outliers, vectors, write
+from odc_jax.results import table as table_lib
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
 
@@ -39,7 +40,10 @@ ASSIGNED = {
   "index": ("its place among the images given", pa.int64()),
   "key": ("its path below the folder, or as it was given", pa.string()),
   "cluster": ("the nearest cluster, or that of the heads' vote", pa.int32()),
-  "group": ("the group of clusters that holds it (--num_groups)", pa.int32()),
+  "cluster_group": (
+    "the group of clusters that holds it (--num_groups)",
+    pa.int32(),
+  ),
   "similarity": (
     "cosine of its embedding with the cluster's centroid",
     pa.float32(),
@@ -106,7 +110,7 @@ class Run:
     `results.table.COLUMNS` says what the columns are; `.to_pandas()` makes a
     data frame of them.
     """
-    return self._read("clusters.parquet", pq.read_table)
+    return self._read("clusters.parquet", table_lib.read)
 
   def annotations(self) -> annotations_lib.Annotations:
     """Returns the names and marks that were made on the page of the run.
@@ -216,7 +220,7 @@ class Run:
         "cluster": cluster,
       }
       if groups is not None:
-        columns["group"] = groups[cluster]
+        columns["cluster_group"] = groups[cluster]
       if self._threshold is not None:
         columns |= self._compare(judged["features"])
       columns = {

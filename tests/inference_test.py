@@ -89,8 +89,8 @@ def test_the_files_agree_with_each_other(workdir, loaded):
 def test_groups_join_whole_clusters(workdir, loaded):
   rows = loaded.clusters().to_pydict()
   groups = loaded.groups(3)
-  assert rows["group"] == groups[rows["cluster"]].tolist()
-  counts = np.bincount(rows["group"])
+  assert rows["cluster_group"] == groups[rows["cluster"]].tolist()
+  counts = np.bincount(rows["cluster_group"])
   assert len(counts) == 3
   assert counts.tolist() == sorted(counts, reverse=True)
   described = json.loads((workdir / "clusters.json").read_text())
@@ -116,7 +116,7 @@ def test_the_training_images_get_the_clusters_that_the_table_holds(
       np.array(found[name])[same], np.array(rows[name])[same], atol=3e-3
     )
   groups = loaded.groups(3)
-  assert found["group"] == groups[found["cluster"]].tolist()
+  assert found["cluster_group"] == groups[found["cluster"]].tolist()
   # Each finds itself, and then what the table calls its neighbours.
   assert [keys[0] for keys in found["nearest"]] == rows["key"]
   assert not any(

@@ -64,7 +64,7 @@ def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
   Raises:
     DecodeError: it cannot be read.
   """
-  image = _open(image)
+  image = open_image(image)
   return _finish(image, max(image.size) / long_side if long_side else 1.0)
 
 
@@ -93,7 +93,7 @@ def random_resized_crops(
   Source: torchvision.transforms.RandomResizedCrop; for several kinds
   facebookresearch/swav src/multicropdataset.py.
   """
-  image = _open(image)
+  image = open_image(image)
   orientation = _orientation(image)
   width, height = _upright_size(image, orientation)
   views = [crop for crop in crops for _ in range(crop.views)]
@@ -131,7 +131,7 @@ def upright_size(image: AnyImage) -> tuple[int, int]:
   Raises:
     DecodeError: the image cannot be read.
   """
-  image = _open(image)
+  image = open_image(image)
   return _upright_size(image, _orientation(image))
 
 
@@ -150,7 +150,7 @@ def fit(
   Raises:
     DecodeError: the image cannot be read.
   """
-  image = _open(image)
+  image = open_image(image)
   orientation = _orientation(image)
   size = _upright_size(image, orientation)
   image = _finish(image, max(size) / most)
@@ -232,7 +232,7 @@ def _resize_short_side(
   filter: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Image.Image:
   """Returns the upright image with a short side of `resize` pixels."""
-  image = _open(image)
+  image = open_image(image)
   orientation = _orientation(image)
   width, height = _upright_size(image, orientation)
   short = min(width, height)
@@ -243,7 +243,7 @@ def _resize_short_side(
   return image.resize((width, height), filter, box=box)
 
 
-def _open(image: AnyImage) -> Image.Image:
+def open_image(image: AnyImage) -> Image.Image:
   """Reads the header, not yet the pixels."""
   if isinstance(image, Image.Image):
     return image
@@ -283,7 +283,7 @@ def _finish(image: Image.Image, shrink: float = 1) -> Image.Image:
   """Decodes an open image to upright RGB.
 
   Args:
-    image: as `_open` returns it.
+    image: as `open_image` returns it.
     shrink: how much smaller than the file than the result is going to be. A
       JPEG is then decoded at the next lower of 1/2, 1/4 and 1/8, which skips
       most of the inverse transform.

@@ -99,6 +99,19 @@ class Folder:
     """The keys of all records, in their order."""
     return self._keys
 
+  @property
+  def base(self) -> str:
+    """The absolute path that all paths are below."""
+    return self._base
+
+  @property
+  def paths(self) -> Sequence[str]:
+    """The paths below `base` of all records, in their order.
+
+    What the file system calls them: a key is this, made printable.
+    """
+    return self._paths
+
   def stamps(self) -> Iterator[str]:
     """Yields size and time of change of every file, in their order."""
     for path in self._paths:

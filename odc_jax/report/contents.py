@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from odc_jax.errors import UserError
 from odc_jax.report import sample
 from odc_jax.results import annotations, attributes, vectors
+from odc_jax.results import table as table_lib
 
 NEAREST_CLUSTERS = 5
 # Limits of the page, whatever the size of the data.
@@ -37,7 +38,7 @@ _COMPARED = {
   "projection_x": np.nan,
   "projection_y": np.nan,
 }
-_OPTIONAL = ("group", "label")
+_OPTIONAL = ("cluster_group", "label")
 # Read for those images alone that are shown.
 _KEY = "key"
 _NEIGHBORS = "neighbors"
@@ -173,12 +174,12 @@ def _load(workdir: pathlib.Path):
 
 def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns the numeric columns; -1 stands for a missing label or group."""
-  names = pq.read_schema(path).names
+  names = table_lib.names(path)
   if lacking := [name for name in (*_COLUMNS, _KEY) if name not in names]:
     raise ValueError(f"no column {', '.join(lacking)}")
   others = [name for name in (*_COMPARED, *_OPTIONAL) if name in names]
   columns = [*_COLUMNS, *others]
-  table = pq.read_table(path, columns=columns)
+  table = table_lib.read(path, columns)
   found = {name: np.full(len(table), no) for name, no in _COMPARED.items()}
   for name in columns:
     column = table[name]
@@ -293,10 +294,10 @@ def _positions(table, rows) -> dict[str, list[int]]:
 
 def _groups(table, num_clusters: int) -> list[int] | None:
   """Returns the group of every cluster, where the user asked for groups."""
-  if "group" not in table:
+  if "cluster_group" not in table:
     return None
   groups = np.full(num_clusters, -1)
-  groups[table["cluster"]] = table["group"]
+  groups[table["cluster"]] = table["cluster_group"]
   return groups.tolist()
 
 

@@ -6,10 +6,11 @@ process's work alone, in `results`.
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+import pyarrow as pa
 from jax.sharding import Mesh
 
 from odc_jax import mesh as mesh_lib
@@ -42,6 +43,8 @@ def hand_over(
   keys: Sequence[str],
   bad: set[int],
   num_groups: int | None,
+  look: Callable[[np.ndarray], Mapping[str, pa.Array]],
+  folder: str | None,
 ) -> None:
   """Writes what a user takes away; `results` lists the files.
 
@@ -59,6 +62,9 @@ def hand_over(
     keys: Their names.
     bad: Those that could not be read.
     num_groups: How many groups to merge the clusters into, or None.
+    look: Which images could be read, [n] -> further columns of the table; the
+      first process calls it.
+    folder: That the keys are below; None: images are no files.
 
   Raises:
     UserError: There cannot be so many groups.
@@ -98,6 +104,8 @@ def hand_over(
     components=components._asdict(),
     signatures=np.concatenate(signatures),
     num_groups=num_groups,
+    facts=look(readable),
+    folder=folder,
   )
 
 

@@ -1,8 +1,9 @@
-"""`clusters.parquet`: its columns, and how it is written."""
+"""`clusters.parquet`: its columns, how it is written, read and changed."""
 
+import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from odc_jax.files import whole
 
-# Names are a contract: scripts read them. embedding-atlas wants the last three
+# Names are a contract: scripts read them. embedding-atlas wants the last four
 # as they are.
 COLUMNS = {
   "index": "place of the image in the data set, and its row in embeddings.npy",
@@ -20,7 +21,7 @@ COLUMNS = {
   "label": "ground truth, where it is known",
   "cluster": "the cluster that it belongs to",
   "cluster_size": "images in that cluster",
-  "group": "the group of clusters that this one was merged into "
+  "cluster_group": "the group of clusters that this one was merged into "
   "(--num_groups), 0 being the largest",
   "cluster_name": "what somebody has called the cluster (--annotations)",
   "similarity": "cosine of its embedding with the cluster's centroid",
@@ -35,11 +36,20 @@ COLUMNS = {
   "clusters.json",
   "near_duplicate_group": "the same number for images that look the same; none "
   "where there is no other",
+  "width": "of the upright image, in pixels",
+  "height": "likewise",
+  "brightness": "mean luma, from 0 (black) to 1 (white)",
+  "sharpness": "variance of the Laplacian of its grey levels (0 to 255), at "
+  "256 pixels on the longer side",
+  "sha256": "digest of the file's bytes, the same for equal files alone",
+  "taken": "when, by the camera's clock, where EXIF says it",
   "projection_x": "its horizontal place on a map where similar images lie "
   "together",
   "projection_y": "its vertical place on that map",
   "neighbors": "its ten nearest images: their row numbers in this table, and "
   "their cosine distances",
+  "image": "a small picture (--thumbnails): the bytes of a WebP file, and the "
+  "key as its path",
 }
 
 _TYPES = {
@@ -48,7 +58,7 @@ _TYPES = {
   "label": pa.int32(),
   "cluster": pa.int32(),
   "cluster_size": pa.int32(),
-  "group": pa.int32(),
+  "cluster_group": pa.int32(),
   "similarity": pa.float32(),
   "second_cluster": pa.int32(),
   "margin": pa.float32(),
@@ -56,19 +66,36 @@ _TYPES = {
   "outlier_score": pa.float32(),
   "is_outlier": pa.bool_(),
   "near_duplicate_group": pa.int32(),
+  "width": pa.int32(),
+  "height": pa.int32(),
+  "brightness": pa.float32(),
+  "sharpness": pa.float32(),
+  "sha256": pa.string(),
+  "taken": pa.timestamp("ms"),
   "projection_x": pa.float32(),
   "projection_y": pa.float32(),
+  "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
 }
 # Where a number says that there is none.
 _NONE = {"label": -1, "near_duplicate_group": -1}
+# Integers that may be missing: pandas makes floats of these unless told not to.
+_NULLABLE = ("label", "near_duplicate_group", "width", "height")
+# Columns -> what they were called once.
+_OLD_NAMES = {"cluster_group": "group"}
+
+# The key of the schema's metadata that holds the folder that keys are below.
+FOLDER = "odc_jax.folder"
 
 _ROW_GROUP = 100_000
+# With pictures, of some kilobytes each.
+_ROW_GROUP_OF_PICTURES = 5_000
 
 
 def write(
   path: str | os.PathLike[str],
   columns: Mapping[str, Any],
   readable: Bool[np.ndarray, "n"],
+  folder: str | None = None,
 ) -> None:
   """Writes a row for every readable image.
 
@@ -76,9 +103,11 @@ def write(
     path: The file.
     columns: Names of `COLUMNS` but for `index` -> n values; in place of the two
       coordinates `projection`, [n, 2]; `neighbors` as (rows [n, m] with -1
-      where there are fewer, cosines [n, m]). Labels that nobody knows are left
-      out.
+      where there are fewer, cosines [n, m]). Labels and dates that nobody knows
+      are left out.
     readable: Which images get a row, [n].
+    folder: That the keys are below, for the schema's metadata; None: images
+      are no files.
 
   Raises:
     OSError: It cannot be written.
@@ -93,13 +122,16 @@ def write(
   row_of = np.cumsum(readable) - 1
   if not (np.asarray(columns["label"])[chosen] >= 0).any():
     del columns["label"]
+  if "taken" in columns and columns["taken"].null_count == len(readable):
+    del columns["taken"]
   names = [name for name in COLUMNS if name in columns]
   writer = None
   with whole(path) as partial:
     for start in range(0, len(chosen), _ROW_GROUP):
       rows = chosen[start : start + _ROW_GROUP]
       batch = pa.table(
-        {name: _array(name, columns[name], rows, row_of) for name in names}
+        {name: _array(name, columns[name], rows, row_of) for name in names},
+        metadata=_metadata(names, folder),
       )
       if writer is None:
         writer = pq.ParquetWriter(partial, batch.schema)
@@ -108,15 +140,45 @@ def write(
     writer.close()
 
 
+def read(
+  path: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> pa.Table:
+  """Reads a table, also of a run that called some columns otherwise.
+
+  Args:
+    path: The table.
+    columns: Those to read, by their names of today; None: all.
+
+  Raises:
+    OSError: It cannot be read.
+    pyarrow.ArrowException: It is damaged, or lacks a column.
+  """
+  there = set(pq.read_schema(path).names)
+  old = {new: name for new, name in _OLD_NAMES.items() if new not in there}
+  if columns is not None:
+    columns = [old.get(name, name) for name in columns]
+  rows = pq.read_table(path, columns=columns)
+  new = {name: now for now, name in old.items()}
+  renamed = rows.rename_columns([new.get(n, n) for n in rows.column_names])
+  return renamed.replace_schema_metadata(rows.schema.metadata)
+
+
+def names(path: str | os.PathLike[str]) -> list[str]:
+  """Returns the columns of a table, by their names of today."""
+  new = {name: now for now, name in _OLD_NAMES.items()}
+  there: list[str] = pq.read_schema(path).names
+  return [new.get(name, name) for name in there]
+
+
 def set_groups(
   path: str | os.PathLike[str], groups: Int[np.ndarray, "k"]
 ) -> None:
-  """Sets the column `group` of a table to the groups of its clusters."""
+  """Sets the column `cluster_group` to the groups of the clusters."""
 
-  def column(cluster):
-    return pa.array(groups[cluster], pa.int32())
+  def column(rows):
+    return pa.array(groups[rows["cluster"].to_numpy()], pa.int32())
 
-  _set_column(path, "group", column)
+  _set_column(path, "cluster_group", column)
 
 
 def set_cluster_names(
@@ -124,36 +186,100 @@ def set_cluster_names(
 ) -> None:
   """Sets the column `cluster_name` of a table, which goes without any name."""
 
-  def column(cluster):
-    return pa.array([names.get(c) for c in cluster.tolist()], pa.string())
+  def column(rows):
+    clusters = rows["cluster"].to_pylist()
+    return pa.array([names.get(c) for c in clusters], pa.string())
 
   _set_column(path, "cluster_name", column if names else None)
+
+
+def set_images(
+  path: str | os.PathLike[str],
+  pictures: Callable[[pa.Table], Sequence[bytes | None]],
+) -> None:
+  """Sets the column `image`, in the form of the datasets library.
+
+  Args:
+    path: The table.
+    pictures: From some rows to the files of their pictures; None: there is no
+      picture.
+  """
+
+  def column(rows):
+    files = pictures(rows)
+    keys = rows["key"].to_pylist()
+    images = [
+      None if file is None else {"bytes": file, "path": key}
+      for file, key in zip(files, keys, strict=True)
+    ]
+    return pa.array(images, _TYPES["image"])
+
+  _set_column(path, "image", column)
 
 
 def _set_column(
   path: str | os.PathLike[str],
   name: str,
-  column: Callable[[Int[np.ndarray, "n"]], pa.Array] | None,
+  column: Callable[[pa.Table], pa.Array] | None,
 ) -> None:
   """Puts a column in its place in a table, or takes it out.
+
+  A part of the table is in memory at a time.
 
   Args:
     path: The table.
     name: Of the column.
-    column: From the clusters of the images to their values; None: it goes.
+    column: From some rows of the table to their values; None: it goes.
   """
   path = pathlib.Path(path)
-  rows = pq.read_table(path)
-  if name in rows.column_names:
-    rows = rows.drop_columns(name)
-  elif column is None:
-    return
-  if column is not None:
+  former = {name, _OLD_NAMES.get(name, name)}
+
+  def changed(rows):
+    rows = rows.drop_columns([n for n in former if n in rows.column_names])
+    if column is None:
+      return rows
     before = list(COLUMNS)[: list(COLUMNS).index(name)]
     place = sum(other in before for other in rows.column_names)
-    rows = rows.add_column(place, name, column(rows["cluster"].to_numpy()))
-  with whole(path) as partial:
-    pq.write_table(rows, partial, row_group_size=_ROW_GROUP)
+    return rows.add_column(place, name, column(rows))
+
+  with pq.ParquetFile(path) as file:
+    if column is None and not former & {*file.schema_arrow.names}:
+      return
+    size = _ROW_GROUP
+    if "image" in (name, *file.schema_arrow.names):
+      size = _ROW_GROUP_OF_PICTURES
+    writer = None
+    with whole(path) as partial:
+      for batch in file.iter_batches(size):
+        part = changed(pa.Table.from_batches([batch]))
+        if writer is None:
+          metadata = file.schema_arrow.metadata
+          writer = pq.ParquetWriter(
+            partial, part.schema.with_metadata(metadata)
+          )
+        writer.write_table(part.replace_schema_metadata(metadata))
+      assert writer is not None  # a table has rows
+      writer.close()
+
+
+def _metadata(names: Sequence[str], folder: str | None) -> dict[str, bytes]:
+  """Returns the metadata of the schema."""
+  nullable = [
+    {
+      "name": name,
+      "field_name": name,
+      "pandas_type": "int32",
+      "numpy_type": "Int32",  # pandas' integers with a missing value
+      "metadata": None,
+    }
+    for name in _NULLABLE
+    if name in names
+  ]
+  pandas = {"index_columns": [], "column_indexes": [], "columns": nullable}
+  metadata = {"pandas": json.dumps(pandas).encode()}
+  if folder is not None:
+    metadata[FOLDER] = os.fsencode(folder)
+  return metadata
 
 
 def _array(name, values, rows, row_of):
@@ -162,6 +288,8 @@ def _array(name, values, rows, row_of):
     return neighbors_array(row_of, *(part[rows] for part in values))
   if name == "key":
     return pa.array([values[i] for i in rows.tolist()], pa.string())
+  if isinstance(values, pa.Array):
+    return values.take(pa.array(rows))
   values = np.asarray(values)[rows]
   mask = values == _NONE[name] if name in _NONE else None
   return pa.array(values, _TYPES[name], mask=mask)

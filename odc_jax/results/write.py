@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int8
 
 from odc_jax.files import whole, write_json
@@ -66,6 +67,8 @@ def write(
   components: Mapping[str, np.ndarray],
   signatures: Int8[np.ndarray, "n s"],
   num_groups: int | None = None,
+  facts: Mapping[str, pa.Array] | None = None,
+  folder: str | None = None,
 ) -> None:
   """Writes all but the two arrays with a row for every image.
 
@@ -83,6 +86,8 @@ def write(
     components: The arrays of `components.npz`, by name.
     signatures: Grey thumbnails (`evals.features.signature`).
     num_groups: How many groups to merge the clusters into; None: no column.
+    facts: Further columns of the table, of n values each (`data.facts`).
+    folder: That the keys are below; None: images are no files.
 
   Raises:
     UserError: There cannot be so many groups.
@@ -105,12 +110,13 @@ def write(
     "confidence": judged.confidence,
   }
   if groups is not None:
-    columns["group"] = groups[judged.cluster]
+    columns["cluster_group"] = groups[judged.cluster]
+  columns |= facts or {}
   thresholds = {"outlier_threshold": None, "novelty_threshold": None}
   if len(features) <= MOST_COMPARED:
     compared, thresholds = _compare(features, readable, signatures)
     columns |= compared
-  table.write(workdir / "clusters.parquet", columns, readable)
+  table.write(workdir / "clusters.parquet", columns, readable, folder)
 
   cuts = []
   if merges is not None:

@@ -1,22 +1,28 @@
 """The end of a run: what its user takes away."""
 
 import contextlib
+import functools
+import hashlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from odc_jax.config import check
-from odc_jax.data import loader
+from odc_jax.data import facts, loader
 from odc_jax.data.subset import Subset
 from odc_jax.distributed import processes
 from odc_jax.files import write_json
-from odc_jax.logs import writer
+from odc_jax.logs import progress, writer
 from odc_jax.passes.extract import Features
 from odc_jax.results import vectors
 from odc_jax.results import verdict as verdict_lib
 from odc_jax.results.collect import hand_over
 from odc_jax.training.setup import Run
 from odc_jax.training.state import TrainState
+
+# The first process looks at the files of an image at a time and core: minutes.
+_MOST_LOOKED_AT = 2_000_000
 
 
 def finish(
@@ -61,6 +67,8 @@ def finish(
     keys=keys,
     bad=bad_train.indices,
     num_groups=num_groups,
+    look=functools.partial(_facts, run),
+    folder=getattr(run.train, "base", None),
   )
   summary, verdict = None, None
   if processes.is_first():
@@ -81,6 +89,31 @@ def finish(
     processes.say(" ".join((verdict.line, *verdict.details)))
   # Also keeps the others until all is written.
   return processes.gather(summary)[0]
+
+
+def _facts(run: Run, readable: np.ndarray) -> dict[str, pa.Array]:
+  """Returns what the images say of themselves, [n] -> columns of n values."""
+  n = len(readable)
+  if n > _MOST_LOOKED_AT:
+    processes.say(
+      f"{n:,} images: size, light, digest and date are not looked at, as of "
+      f"more than {_MOST_LOOKED_AT:,}"
+    )
+    return {}
+  kept = None
+  if check.is_frozen(run.config):  # beside the features, for the next run
+    data = run.config.data
+    folder = getattr(run.train, "base", "")
+    name = hashlib.sha256(f"{folder}\0{data.split}".encode()).hexdigest()[:16]
+    kept = run.workdir.parent / "features" / f"facts-{name}.parquet"
+  with progress.bar("looking at the files", n) as advance:
+    return facts.look(
+      run.train,
+      readable,
+      num_threads=run.config.data.num_threads,
+      kept=kept,
+      advance=advance,
+    )
 
 
 def _verdict(run: Run) -> verdict_lib.Verdict:

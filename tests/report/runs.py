@@ -165,7 +165,7 @@ def write_clusters(
   }
   if num_groups:
     cut = hierarchy.cut_tree(np.array(tree), num_groups)[:, 0]
-    columns["group"] = pa.array(cut[clusters], pa.int32())
+    columns["cluster_group"] = pa.array(cut[clusters], pa.int32())
   if labels is not None:
     labels = np.asarray(labels)
     columns["label"] = pa.array(labels, pa.int32(), mask=labels < 0)

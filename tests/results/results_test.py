@@ -67,7 +67,7 @@ def test_everything_is_there(given, tmp_path):
   assert described["agreement"] == pytest.approx(0.8, abs=0.01)
   assert [c["size"] for c in described["clusters"]] == [100, 99, 100, 99]
   assert len(described["tree"]) == K - 1
-  assert set(rows["group"]) == {0, 1}
+  assert set(rows["cluster_group"]) == {0, 1}
   assert described["outlier_threshold"] > described["novelty_threshold"]
   np.testing.assert_array_equal(
     np.load(tmp_path / "centroids.npy"), given["centroids"]
@@ -83,11 +83,11 @@ def test_twice_is_the_same_and_other_groups_change_nothing_else(
   first = read(tmp_path)
   write.write(**given)
   assert read(tmp_path) == first
-  assert "group" not in first[0]
+  assert "cluster_group" not in first[0]
   groups_lib.regroup(tmp_path, 3)
   rows, described = read(tmp_path)
   groups = groups_lib.groups_of(tmp_path, None)
-  assert rows.pop("group") == groups[rows["cluster"]].tolist()
+  assert rows.pop("cluster_group") == groups[rows["cluster"]].tolist()
   assert len(set(groups)) == 3
   assert rows == first[0]
   assert described == first[1] | {"num_groups": 3}
