@@ -99,10 +99,24 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
+  # The published probe: CoKe eval_lincls.py. The README has the rate 0.2 for
+  # one view and 0.4 for several crops; for two views it names none.
+  config.eval.update(
+    {
+      "linear_sgd": common.linear(
+        num_epochs=90,
+        batch_size=1024,
+        learning_rate=0.4,
+        schedule="cosine",
+        weight_decay=1e-6,
+      )
+    }
+  )
   config.update(common.logging())
   if variant == "single":
     # One view, averaged clusters from epoch 801 on.
     config.data.views = 1
+    config.eval.update({"linear_sgd": {"learning_rate": 0.2}})
     config.augment.update(
       {
         "brightness": 0.8,

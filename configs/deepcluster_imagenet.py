@@ -103,6 +103,23 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
+  if not variant.startswith("resnet50"):  # that one is OpenSelfSup's
+    # The published probes of AlexNet: deepcluster eval_linear.py and .sh.
+    config.eval.update(
+      {
+        "linear_stages": common.stages(
+          num_epochs=90,
+          batch_size=256,
+          learning_rate=0.01,
+          schedule="inverse_sqrt",
+          weight_decay=1e-7,
+          train_crops="fixed",
+          batch_norm=False,
+          epoch="best",
+          test_views="ten_softmax",
+        )
+      }
+    )
   config.update(common.logging())
   if variant == "vgg16":
     config.model.name = "vgg16"

@@ -102,6 +102,32 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
+  config.eval.update(
+    {
+      # swav eval_linear.py, 32 images on each of 8 GPUs.
+      "linear_sgd": common.linear(
+        num_epochs=100,
+        batch_size=256,
+        learning_rate=0.3,
+        schedule="cosine",
+        weight_decay=1e-6,
+      ),
+      # swav eval_semisup.py; the README has the trunk's and the head's rates.
+      "semi": {
+        "epoch": "best",
+        "percent1": {
+          "learning_rates": (0.02,),
+          "head_multipliers": (5 / 0.02,),
+          "weight_decay": 0.0,
+        },
+        "percent10": {
+          "learning_rates": (0.01,),
+          "head_multipliers": (0.2 / 0.01,),
+          "weight_decay": 0.0,
+        },
+      },
+    }
+  )
   config.update(common.logging())
   if common.is_quick(variant):
     common.shrink_imagenet(config)

@@ -108,11 +108,41 @@ def get_config(variant: str = "") -> ConfigDict:
   config.update(common.logging())
   is_quick = common.is_quick(variant, "resnet50")
   if variant:
+    # The published probe: self-label eval_resnet.py, as its last lines run it.
+    config.eval.update(
+      {
+        "linear_sgd": common.linear(
+          num_epochs=146,
+          batch_size=1024,
+          learning_rate=0.1,
+          schedule="step",
+          decay_epochs=(85, 128),
+          weight_decay=0.0,
+          test_views="ten_logits",
+        )
+      }
+    )
     # A ResNet: the heads are on its pooled features.
     config.model.name = "resnet50"
     config.model.neck = "none"
     for key in "neck_hidden", "embedding_dim", "dropout":
       del config.model[key]
+  else:
+    # The published probes of AlexNet: self-label eval_linear_probes.py.
+    config.eval.update(
+      {
+        "linear_stages": common.stages(
+          num_epochs=36,
+          batch_size=192,
+          learning_rate=0.01,
+          schedule="step",
+          decay_epochs=(10, 20, 30),
+          weight_decay=1e-5,
+          pooling="max",
+          test_views="ten_logits",
+        )
+      }
+    )
   if is_quick:
     common.shrink_imagenet(config)
     config.extra_clusters = (100,)

@@ -23,11 +23,12 @@ _LEAST = {
   "data.small_size": 1,
   "eval.every_epochs": 1,
   "eval.batch_size": 1,
-  "eval.knn_k": 1,
-  "eval.linear_epochs": 1,
-  "eval.stages_epochs": 1,
-  "eval.probe_batch_size": 1,
-  "eval.semi_epochs": 1,
+  "eval.knn.k": 1,
+  **{
+    f"eval.{section}.{key}": 1
+    for section in ("linear_sgd", "linear_stages", "semi")
+    for key in ("num_epochs", "batch_size")
+  },
   "model.width": 1,
 }
 _ON_NAN = ("stop", "rollback")
@@ -36,7 +37,27 @@ _PAIRS = (
   "data.small_crop_scale",
   "data.crop_ratio",
   "augment.blur_sigma",
+  *(
+    f"eval.{section}.{key}"
+    for section in ("linear_sgd", "linear_stages", "semi")
+    for key in ("crop_scale", "crop_ratio")
+  ),
 )
+# Words that an evaluator knows.
+_CHOICES = {
+  **{
+    f"eval.{section}.{key}": known
+    for section in ("linear_sgd", "linear_stages")
+    for key, known in (
+      ("schedule", ("step", "cosine", "inverse_sqrt")),
+      ("train_crops", ("resized", "fixed")),
+      ("test_views", ("center", "ten_logits", "ten_softmax")),
+    )
+  },
+  "eval.linear_stages.pooling": ("mean", "max"),
+  "eval.linear_stages.epoch": ("last", "best"),
+  "eval.semi.epoch": ("last", "best"),
+}
 
 
 def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
@@ -137,6 +158,28 @@ def check_values(config: Config) -> None:
         f"{name}={value} is no pair of a least and a greatest value above 0; "
         f"set both: --config.{name}=(a,b)"
       )
+  for name, known in _CHOICES.items():
+    value = _value(config, name)
+    if value is not None and value not in known:
+      raise UserError(
+        f"unknown {name} {value!r}; choose {', '.join(known)} with "
+        f"--config.{name}"
+      )
+  for section in "linear_sgd", "linear_stages", "semi":
+    _check_decay(config, f"eval.{section}")
+
+
+def _check_decay(config: Config, section: str) -> None:
+  """Raises a UserError where a rate is to fall when all is over."""
+  if _value(config, f"{section}.schedule") not in (None, "step"):
+    return
+  num_epochs = _value(config, f"{section}.num_epochs")
+  decay_epochs = _value(config, f"{section}.decay_epochs") or ()
+  if num_epochs is not None and any(at >= num_epochs for at in decay_epochs):
+    raise UserError(
+      f"{section}.decay_epochs={tuple(decay_epochs)} are not all within the "
+      f"{num_epochs} epochs of {section}.num_epochs: set both"
+    )
 
 
 def choose(choices: dict[str, Any], name: str, what: str) -> Any:
@@ -154,5 +197,5 @@ def _value(config: Config, name: str) -> Any:
   """Returns what stands there, or None: not every method has every key."""
   *sections, key = name.split(".")
   for part in sections:
-    config = config[part]
+    config = config.get(part, {})
   return config.get(key)

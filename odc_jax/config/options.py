@@ -11,11 +11,43 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config
+from odc_jax.config import Config, former
 from odc_jax.errors import UserError
 
 # Dotted name -> value.
 Values = Mapping[str, Any]
+
+# Keys of the sections of evaluators that train, and of one share of the labels.
+_LINEAR = (
+  "num_epochs",
+  "batch_size",
+  "learning_rate",
+  "momentum",
+  "nesterov",
+  "weight_decay",
+  "schedule",
+  "decay_epochs",
+  "decay_rate",
+  "train_crops",
+  "crop_scale",
+  "crop_ratio",
+  "flip",
+  "jitter",
+  "lighting",
+  "test_views",
+)
+_SEMI = (
+  "num_epochs",
+  "batch_size",
+  "momentum",
+  "decay_epochs",
+  "decay_rate",
+  "crop_scale",
+  "crop_ratio",
+  "flip",
+  "epoch",
+)
+_PERCENT = ("learning_rates", "head_multipliers", "weight_decay", "list")
 
 # Section -> keys that are read whatever the method, unless `_idle` names them.
 _SECTIONS = {
@@ -88,17 +120,16 @@ _SECTIONS = {
     "split",
     "every_epochs",
     "batch_size",
-    "knn_k",
-    "knn_temperature",
-    "linear_learning_rate",
-    "linear_epochs",
-    "stages_learning_rate",
-    "stages_epochs",
-    "probe_batch_size",
-    "semi_epochs",
-    "semi_learning_rates",
-    "semi_head_multipliers",
-    "semi_lists",
+    "knn.k",
+    "knn.temperature",
+    *(f"linear_sgd.{key}" for key in _LINEAR),
+    *(f"linear_stages.{key}" for key in _LINEAR),
+    "linear_stages.pooling",
+    "linear_stages.batch_norm",
+    "linear_stages.epoch",
+    *(f"semi.{key}" for key in _SEMI),
+    *(f"semi.percent1.{key}" for key in _PERCENT),
+    *(f"semi.percent10.{key}" for key in _PERCENT),
     "attributes",
   ),
 }
@@ -192,6 +223,11 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
   if method.HEAD != "none":
     known |= _OF_HEADS
   if unknown := {*held} - known:
+    if earlier := sorted(unknown & former.RENAMED.keys()):
+      raise UserError(
+        f"{earlier[0]} is of an earlier version: it is "
+        f"{' and '.join(former.RENAMED[earlier[0]])} now"
+      )
     sections = {name.partition(".")[0] for name in known}
     names = sorted(
       {
@@ -300,6 +336,16 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
     yield "augment.jitter_p", *_JITTER
   if "augment.blur" in off:
     yield "augment.blur_sigma", "augment.blur"
+
+  for section in "eval.linear_sgd", "eval.linear_stages":
+    if values.get(f"{section}.schedule") != "step":
+      yield f"{section}.decay_epochs", f"{section}.schedule"
+      yield f"{section}.decay_rate", f"{section}.schedule"
+    elif f"{section}.decay_epochs" in off:
+      yield f"{section}.decay_rate", f"{section}.decay_epochs"
+    if values.get(f"{section}.train_crops") == "fixed":
+      yield f"{section}.crop_scale", f"{section}.train_crops"
+      yield f"{section}.crop_ratio", f"{section}.train_crops"
 
   if values["optimizer.name"] != "lars":
     yield "optimizer.adapt_all", "optimizer.name"

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config, options
+from odc_jax.config import Config, former, options
 from odc_jax.errors import UserError
 from odc_jax.files import write_json
 
@@ -30,6 +30,8 @@ _MAY_CHANGE = frozenset(
 def read(workdir: pathlib.Path) -> Config:
   """Returns the config that a run was started with, sizes filled in.
 
+  One of an earlier version has this one's keys, and the values of then.
+
   Args:
     workdir: The work directory.
 
@@ -38,7 +40,7 @@ def read(workdir: pathlib.Path) -> Config:
   """
   path = workdir / "config.json"
   try:
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(former.upgraded(json.loads(path.read_text())))
   except FileNotFoundError as error:
     raise UserError(
       f"{workdir} holds no run: config.json is missing; train first, with the "

@@ -197,7 +197,7 @@ def resize_center_crop(
   """
   if crop > resize:
     raise ValueError(f"crop {crop} is larger than resize {resize}")
-  image = _resize_short_side(image, resize, INTERPOLATIONS[interpolation])
+  image = resize_short_side(image, resize, INTERPOLATIONS[interpolation])
   # Python's round to even, as in torchvision.
   left = round((image.width - crop) / 2)
   top = round((image.height - crop) / 2)
@@ -222,16 +222,25 @@ def resize_squash(
   Source: torchvision.transforms.Resize(resize) and Resize((crop, crop)), in
   OpenSelfSup configs/benchmarks/extract_info/voc07.py.
   """
-  image = _resize_short_side(image, resize)
+  image = resize_short_side(image, resize)
   return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR))
 
 
-def _resize_short_side(
+def resize_short_side(
   image: AnyImage,
   resize: int,
   filter: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Image.Image:
-  """Returns the upright image with a short side of `resize` pixels."""
+  """Returns the upright image with a short side of `resize` pixels.
+
+  Args:
+    image: as `decode` takes it, or an image that is open already.
+    resize: length of the short side, in pixels.
+    filter: what resamples.
+
+  Raises:
+    DecodeError: the image cannot be read.
+  """
   image = open_image(image)
   orientation = _orientation(image)
   width, height = _upright_size(image, orientation)

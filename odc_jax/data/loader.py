@@ -12,17 +12,18 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from odc_jax.data import decode
+from odc_jax.data import decode, fixed_crops
 from odc_jax.data import order as order_lib
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.decode import Crop
+from odc_jax.data.fixed_crops import FixedCrop
 from odc_jax.data.source import Record, Source
 from odc_jax.errors import UserError
 
@@ -38,7 +39,7 @@ def train_batches(
   config: Any,
   *,
   batch_size: int,
-  crops: Sequence[Crop],
+  crops: Sequence[Crop] | Sequence[FixedCrop],
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -56,7 +57,7 @@ def train_batches(
       0 for threads in this one; each worker has `num_threads`) and `prefetch`
       (batches ahead; there is at least one for each thread).
     batch_size: of the global batch.
-    crops: what to cut out of every image.
+    crops: what to cut out of every image; one kind only of fixed ones.
     seed: of the order and of the crops.
     start_step: the step of the first batch.
     process_index: which of the processes this one is.
@@ -124,6 +125,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   squash: bool = False,
+  ten_crops: bool = False,
   interpolation: str = "bilinear",
   first_batch: int = 0,
 ) -> grain.DatasetIterator[Batch]:
@@ -142,11 +144,13 @@ def eval_batches(
     process_count: how many share the global batch.
     squash: instead of cutting out the centre, make all of the resized image a
       square of `crop` pixels, whatever its shape.
+    ten_crops: instead of one of the centre, cut ten squares out of an image.
     interpolation: one of `decode.INTERPOLATIONS`; of what is not squashed.
     first_batch: number of the batch to begin with.
 
   Returns:
-    An iterator of {"image": uint8 [b_local, h, w, 3], "index": int32 [b_local],
+    An iterator of {"image": uint8 [b_local, h, w, 3] ([b_local, 10, h, w, 3] of
+    ten crops), "index": int32 [b_local],
     "label": int32 [b_local] (-1 where there is none), "key": list of strings,
     "bad": list of the `BadImage`s that were met}, with `close()` for stopping
     early. In place of an image that cannot be read stands the next one that
@@ -166,14 +170,18 @@ def eval_batches(
     )
   num_batches = -(-len(source) // batch_size)
   rows = range(process_index * local, (process_index + 1) * local)
-  pixels = (
-    decode.resize_squash
-    if squash
-    else functools.partial(
-      decode.resize_center_crop, interpolation=interpolation
-    )
+  if squash:
+    pixels = decode.resize_squash
+  else:
+    cut = fixed_crops.ten_crops if ten_crops else decode.resize_center_crop
+    pixels = functools.partial(cut, interpolation=interpolation)
+  read = _ReadEvalBatch(
+    source,
+    batch_size,
+    rows,
+    functools.partial(pixels, resize=resize, crop=crop),
+    (10, crop, crop, 3) if ten_crops else (crop, crop, 3),
   )
-  read = _ReadEvalBatch(source, batch_size, rows, resize, crop, pixels)
   batches = grain.MapDataset.range(first_batch, num_batches).map(read)
   return iter(batches.to_iter_dataset(read_options(num_threads, 2)))
 
@@ -227,7 +235,7 @@ class _ReadTrainBatch:
     source: Source,
     indices: Callable[..., np.ndarray],
     rows: range,
-    crops: Sequence[Crop],
+    crops: Sequence[Crop] | Sequence[FixedCrop],
     seed: int,
   ):
     self.source = source
@@ -270,7 +278,10 @@ class _ReadTrainBatch:
     rngs = [
       order_lib.crop_generator(self.seed, step, row, view) for view in views
     ]
-    return decode.random_resized_crops(image, self.crops, rngs)
+    if isinstance(first := self.crops[0], FixedCrop):
+      return [fixed_crops.random_fixed_crops(image, first, rngs)]
+    crops = cast(Sequence[Crop], self.crops)
+    return decode.random_resized_crops(image, crops, rngs)
 
 
 class _ReadEvalBatch:
@@ -281,31 +292,28 @@ class _ReadEvalBatch:
     source: Source,
     batch_size: int,
     rows: range,
-    resize: int,
-    crop: int,
     pixels: Callable[..., np.ndarray],
+    shape: tuple[int, ...],
   ):
     self.source = source
     self.batch_size = batch_size
     self.rows = rows
-    self.resize = resize
-    self.crop = crop
     self.pixels = pixels
+    self.shape = shape
 
   def __call__(self, number: int) -> Batch:
     size, n = len(self.rows), len(self.source)
     start = number * self.batch_size + self.rows.start
-    images = np.empty((size, self.crop, self.crop, 3), np.uint8)
+    images = np.empty((size, *self.shape), np.uint8)
     index = np.full(size, n, np.int32)
     label = np.full(size, -1, np.int32)
     key = [""] * size
     bad: list[BadImage] = []
-    crop = functools.partial(self.pixels, resize=self.resize, crop=self.crop)
     # None where the last batch ends before this process's rows.
     count = max(0, min(size, n - start))
     for row in range(count):
       met = len(bad)
-      images[row], record = read_one(self.source, start + row, crop, bad)
+      images[row], record = read_one(self.source, start + row, self.pixels, bad)
       index[row] = start + row
       if len(bad) > met:  # the record is a neighbour's
         key[row] = bad[met].key

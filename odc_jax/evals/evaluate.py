@@ -109,14 +109,13 @@ def _run(workdir, given, names, mesh):
       method_state=network.method,
     )
 
-  about = {"step": network.step, **_protocol(config)}
-  # In the summary stands what was found as the run itself would find it.
-  about["of_run"] = clusters is not None and (
-    _protocol(config) == _protocol(task.of_run)
-  )
-
   def keep(name, scores):
     if scores and processes.is_first():
+      about = {"step": network.step, **_protocol(config, name)}
+      # In the summary stands what was found as the run itself would find it.
+      about["of_run"] = clusters is not None and (
+        _protocol(config, name) == _protocol(task.of_run, name)
+      )
       _write(workdir, about, scores)
     elif not scores:
       lacking = "labels to compare with"
@@ -278,35 +277,46 @@ def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
   return True
 
 
-def _protocol(config: Config) -> dict[str, Any]:
-  """Returns what the names of the numbers do not say of how they came about."""
-  return {
-    "source": config.data.source,
-    "split": config.data.split,
-    "test_split": config.eval.split,
-    "image_size": config.data.image_size,
-    "eval_resize": config.data.eval_resize,
-    "knn_k": config.eval.knn_k,
-    "knn_temperature": config.eval.knn_temperature,
-    "weights": config.model.weights,
+def _protocol(config: Config, evaluator: str) -> dict[str, Any]:
+  """Returns what the numbers of an evaluator depend on but for the network.
+
+  As JSON has it. What their names say of it is here too.
+  """
+  values = json.loads(config.to_json())
+  protocol = {
+    "evaluator": evaluator,
+    "settings": values["eval"].get(evaluator, {}),
+    "source": values["data"]["source"],
+    "split": values["data"]["split"],
+    "test_split": values["eval"]["split"],
+    "image_size": values["data"]["image_size"],
+    "eval_resize": values["data"]["eval_resize"],
+    "interpolation": values["data"].get("interpolation", "bilinear"),
+    "weights": values["model"]["weights"],
+    "seed": values["seed"],
   }
+  # How the network is shown an image.
+  shown = {key: values["augment"][key] for key in ("mean", "std", "sobel")}
+  return protocol | shown
 
 
 def _write(workdir, about, scores):
-  """Adds numbers to those of the same checkpoint, images and protocol."""
+  """Adds numbers to those that were found of the same checkpoint.
+
+  In the place of those of the same protocol; of which earlier versions said
+  less, so that theirs stay beside.
+  """
   path = workdir / writer.EVALUATION
   known = []
   with contextlib.suppress(OSError, ValueError):
     known = json.loads(path.read_text())
-  entry = {**about, "scores": {}}
-  kept = []
-  for other in known:
-    if {**other, "scores": {}} == entry:
-      entry = other
-    elif other["step"] == about["step"]:
-      kept.append(other)
-  entry["scores"].update(scores)
-  write_json(path, [*kept, entry], indent=2)
+  kept = [
+    other
+    for other in known
+    if other["step"] == about["step"]
+    and {**other, "scores": {}} != {**about, "scores": {}}
+  ]
+  write_json(path, [*kept, {**about, "scores": scores}], indent=2)
   # A run that has not ended writes its own summary at its end.
   path = workdir / "summary.json"
   if path.exists():

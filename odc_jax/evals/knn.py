@@ -23,7 +23,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
   """Yields kNN's top-1 on the backbone's features, where there are labels.
 
   Yields:
-    `eval/knn_top1`, with the config's `eval.knn_k` and `eval.knn_temperature`:
+    `eval/knn_top1`, with the config's `eval.knn.k` and `eval.knn.temperature`:
     one number to watch a run by. `eval/knn_top1_k10` and so on: with the
     published numbers of neighbours and the published temperature, of those
     numbers that the index has.
@@ -33,21 +33,21 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
   train, test = subject.train, subject.test
   if not len(train.rows) or not len(test.rows):
     return
-  own = subject.config.eval
+  own = subject.config.eval.knn
   ks = [k for k in PUBLISHED_KS if k <= len(train.rows)]
   cosines, classes = nearest(
     train.features.features,
     train.row_labels(),
     test.features.features,
     test.rows,
-    k=max(own.knn_k, *ks, 1),
+    k=max(own.k, *ks, 1),
   )
 
   def top1(k, temperature):
     predicted = vote(cosines, classes, k=k, temperature=temperature)
     return float(np.mean(predicted == test.labels))
 
-  yield "eval/knn_top1", top1(own.knn_k, own.knn_temperature)
+  yield "eval/knn_top1", top1(own.k, own.temperature)
   for k in ks:
     yield f"eval/knn_top1_k{k}", top1(k, PUBLISHED_TEMPERATURE)
 

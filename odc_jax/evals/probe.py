@@ -7,8 +7,9 @@ the caller says.
 
 import contextlib
 import functools
+import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.data import augment, loader
 from odc_jax.data.decode import Crop
+from odc_jax.data.fixed_crops import FixedCrop
 from odc_jax.data.subset import Subset
 from odc_jax.distributed import compiler, processes
 from odc_jax.evals.inputs import Split, Subject
@@ -46,24 +48,72 @@ class Learner(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """How they learn: SGD, with the rate in steps.
+  """How they learn: SGD on random crops, some of them mirrored.
 
   Attributes:
     num_epochs: How often they see the images.
     batch_size: At most; see `batch_size`.
-    decay_at: At which fractions of the epochs the rate falls.
+    schedule: Of the rate r, by the epoch e from 0: "step" multiplies it by
+      `decay_rate` at each of `decay_epochs`; "cosine" makes it
+      r (1 + cos(pi e / num_epochs)) / 2; "inverse_sqrt" makes it, in step t
+      from 0, r / sqrt(1 + r weight_decay t), as deepcluster util.py has it.
+    decay_epochs: When the rate falls.
     decay_rate: To which fraction of it.
-    nesterov: Which kind of momentum; it is 0.9.
-    jitter: Whether colours are jittered: brightness, contrast and saturation
-      by 0.4, lighting by 0.1.
+    momentum: Of the updates.
+    nesterov: Which kind of momentum.
+    train_crops: "resized": parts of the image, of `crop_scale` of its area and
+      `crop_ratio` of width and height; "fixed": squares of
+      `data.image_size` out of the middle of the image at `data.eval_resize`.
+    crop_scale: See there.
+    crop_ratio: See there.
+    flip: Share of the images that are mirrored.
+    jitter: Greatest change of brightness, contrast and saturation.
+    lighting: Standard deviation of the lighting.
   """
 
   num_epochs: int
   batch_size: int
-  decay_at: tuple[float, ...]
-  decay_rate: float
+  schedule: str = "step"
+  decay_epochs: tuple[float, ...] = ()
+  decay_rate: float = 0.1
+  momentum: float = 0.9
   nesterov: bool = False
-  jitter: bool = False
+  train_crops: str = "resized"
+  crop_scale: tuple[float, float] = (0.08, 1.0)
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: float = 0.5
+  jitter: float = 0.0
+  lighting: float = 0.0
+
+
+def recipe(section: Config) -> Recipe:
+  """Returns what a section of `eval` for linear classifiers says.
+
+  Args:
+    section: `eval.linear_sgd` or `eval.linear_stages`.
+  """
+  return Recipe(
+    num_epochs=section.num_epochs,
+    batch_size=section.batch_size,
+    schedule=section.schedule,
+    decay_epochs=section.decay_epochs,
+    decay_rate=section.decay_rate,
+    momentum=section.momentum,
+    nesterov=section.nesterov,
+    train_crops=section.train_crops,
+    crop_scale=section.crop_scale,
+    crop_ratio=section.crop_ratio,
+    flip=section.flip,
+    jitter=section.jitter,
+    lighting=section.lighting,
+  )
+
+
+def protocol(section: Config) -> str:
+  """Returns what of a section for linear classifiers is in a number's name."""
+  schedule = "" if section.schedule == "step" else f"_{section.schedule}"
+  views = "" if section.test_views == "center" else "_tencrop"
+  return f"sgd{section.num_epochs}{schedule}{views}"
 
 
 class Learned(NamedTuple):
@@ -115,6 +165,11 @@ def named(
     yield f"eval/{what}_top5_{protocol}", score.top5
 
 
+def best(scores: Sequence[Score]) -> Score:
+  """Returns the best top-1 and the best top-5, perhaps of different epochs."""
+  return Score(*(max(column) for column in zip(*scores, strict=True)))
+
+
 def batch_size(wanted: int, num_images: int, num_devices: int) -> int:
   """Returns the most images that a batch can hold.
 
@@ -147,14 +202,13 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   to end meanwhile.
 
   Args:
-    subject: Reads `config.seed`, `config.augment`, `config.data`; calls
-      `check` once a batch.
+    subject: Reads `config.seed` and `config.data`; calls `check` once a batch.
     learner: Who learns.
     recipe: How.
   """
   config, mesh = subject.config, subject.mesh
-  momentum = optax.trace(decay=0.9, nesterov=recipe.nesterov)
-  step = _step(config, mesh, learner, momentum, recipe.jitter)
+  momentum = optax.trace(decay=recipe.momentum, nesterov=recipe.nesterov)
+  step = _step(config, mesh, learner, momentum, recipe)
   start = jax.jit(momentum.init, out_shardings=mesh_lib.replicated(mesh))
 
   def train(
@@ -174,13 +228,13 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
     state = params, batch_stats, start(params)
     decay = np.float32(weight_decay)
     losses: list[float] = []
-    batches = _train_batches(config, Subset(split.source, rows), size)
+    batches = _train_batches(config, recipe, Subset(split.source, rows), size)
     with contextlib.closing(batches):
       for epoch in range(recipe.num_epochs):
-        now = _rates(recipe, rates, epoch)
         epoch_losses = []
         for number in range(epoch * steps, (epoch + 1) * steps):
           subject.check()
+          now = _rates(recipe, rates, weight_decay, epoch, number)
           batch = next(batches)
           arrays = processes.to_devices(
             (batch["image"], batch["index"], _labels(batch, labels)), mesh
@@ -196,13 +250,13 @@ def trainer(subject: Subject, learner: Learner, recipe: Recipe) -> Callable:
   return train
 
 
-def _step(config, mesh, learner, momentum, jitter):
+def _step(config, mesh, learner, momentum, recipe):
   """Returns the step of `trainer`, jitted.
 
   (state, frozen, images, index, labels, number, rates, decay) -> (state, loss),
   where the state is (params, batch_stats, velocity) and `number` counts steps.
   """
-  augmentation = _augmentation(config, jitter)
+  augmentation = _augmentation(recipe)
 
   @functools.partial(
     jax.jit,
@@ -238,20 +292,24 @@ def _step(config, mesh, learner, momentum, jitter):
   return step
 
 
-def scorer(subject: Subject, learner: Learner) -> Callable:
+def scorer(
+  subject: Subject, learner: Learner, test_views: str = "center"
+) -> Callable:
   """Returns `score(params, batch_stats)` -> a `Score` for every classifier.
 
-  On centre crops of all images of the test set that have a label and can be
-  read. It is compiled once for all its calls, and raises `StoppedError` as
-  `train` does.
+  On crops of all images of the test set that have a label and can be read. It
+  is compiled once for all its calls, and raises `StoppedError` as `train` does.
 
   Args:
     subject: Reads `config.data`, `config.eval.batch_size`; calls `check` once a
       batch.
     learner: Who has learned.
+    test_views: "center", or of ten crops (`fixed_crops.ten_crops`) the mean of
+      the logits, "ten_logits", or of the probabilities, "ten_softmax".
   """
   config, mesh = subject.config, subject.mesh
   source = Subset(subject.test.source, subject.test.rows)
+  ten_crops = test_views != "center"
 
   @functools.partial(
     jax.jit,
@@ -259,14 +317,19 @@ def scorer(subject: Subject, learner: Learner) -> Callable:
     compiler_options=compiler.compiler_options(mesh),
   )
   def count(params, batch_stats, frozen, images, labels):
-    images = images.astype(jnp.float32)
+    # Ten crops are as many images.
+    images = images.astype(jnp.float32).reshape(-1, *images.shape[-3:])
     logits, _ = learner.apply(params, batch_stats, frozen, images, False)
+    if test_views == "ten_softmax":
+      logits = [jax.nn.softmax(x) for x in logits]
+    if ten_crops:
+      logits = [x.reshape(-1, 10, x.shape[1]).mean(1) for x in logits]
     found = jnp.stack([hits(x, labels) for x in logits])
     return found, jnp.sum(labels >= 0)
 
   def score(params: Any, batch_stats: Any) -> list[Score]:
     counts = []
-    with extract.reading(source, config, mesh) as batches:
+    with extract.reading(source, config, mesh, ten_crops=ten_crops) as batches:
       for batch in batches:
         subject.check()
         arrays = processes.to_devices((batch["image"], batch["label"]), mesh)
@@ -306,11 +369,21 @@ def _mean_loss(logits, labels):
   return total / jnp.maximum(1, jnp.sum(known))
 
 
-def _rates(recipe, rates, epoch):
-  """Returns the learning rate of every part in an epoch."""
-  falls = sum(epoch >= round(at * recipe.num_epochs) for at in recipe.decay_at)
-  factor = recipe.decay_rate**falls
-  return {part: np.float32(factor * rate) for part, rate in rates.items()}
+def _rates(recipe, rates, weight_decay, epoch, step):
+  """Returns the learning rate of every part in a step of an epoch."""
+  factor = 1.0
+  if recipe.schedule == "step":
+    falls = sum(epoch >= at for at in recipe.decay_epochs)
+    factor = recipe.decay_rate**falls
+  elif recipe.schedule == "cosine":
+    factor = (1 + math.cos(math.pi * epoch / recipe.num_epochs)) / 2
+  now = {part: factor * rate for part, rate in rates.items()}
+  if recipe.schedule == "inverse_sqrt":
+    now = {
+      part: rate / math.sqrt(1 + rate * weight_decay * step)
+      for part, rate in rates.items()
+    }
+  return {part: np.float32(rate) for part, rate in now.items()}
 
 
 def _labels(batch, labels):
@@ -320,8 +393,11 @@ def _labels(batch, labels):
   return np.where(np.isin(batch["index"], bad), -1, found).astype(np.int32)
 
 
-def _train_batches(config: Config, source, size):
+def _train_batches(config: Config, recipe: Recipe, source, size):
   data = config.data
+  crops = [Crop(data.image_size, recipe.crop_scale, recipe.crop_ratio)]
+  if recipe.train_crops == "fixed":
+    crops = [FixedCrop(data.image_size, data.eval_resize)]
   return loader.train_batches(
     source,
     types.SimpleNamespace(
@@ -332,30 +408,28 @@ def _train_batches(config: Config, source, size):
       prefetch=data.prefetch,
     ),
     batch_size=size,
-    crops=[Crop(data.image_size, data.crop_scale, data.crop_ratio)],
+    crops=crops,
     seed=config.seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
 
 
-def _augmentation(config: Config, jitter: bool):
+def _augmentation(recipe: Recipe):
   """Returns what the device does to a crop; it stays between 0 and 1."""
-  strength = 0.4 if jitter else 0.0
   return types.SimpleNamespace(
-    # Where a mirrored image is another thing, as a digit is, not here either.
-    flip=0.5 if config.augment.flip else 0.0,
+    flip=recipe.flip,
     rotation=0.0,
     translate=0,
     jitter_p=1.0,
-    brightness=strength,
-    contrast=strength,
-    saturation=strength,
+    brightness=recipe.jitter,
+    contrast=recipe.jitter,
+    saturation=recipe.jitter,
     hue=0.0,
     gray=0.0,
     blur=0.0,
     solarize=0.0,
-    lighting=0.1 if jitter else 0.0,
+    lighting=recipe.lighting,
     # The network normalises, as it does an image that nobody has jittered.
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),

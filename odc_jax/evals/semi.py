@@ -1,13 +1,13 @@
 """Fine-tuning with few labels: what the network is worth as a beginning.
 
-Source: OpenSelfSup configs/benchmarks/semi_classification.
+Source: OpenSelfSup configs/benchmarks/semi_classification; swav
+eval_semisup.py.
 """
 
 import collections
 import itertools
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -24,15 +24,8 @@ from odc_jax.models.functional import functional
 from odc_jax.models.heads import LinearHead
 from odc_jax.models.network import build_classifier
 
-
-class _Part(NamedTuple):
-  """How much of the labels to use, and how to."""
-
-  percent: int
-  weight_decay: float
-
-
-_PARTS = (_Part(1, 5e-4), _Part(10, 1e-4))
+# Per cent of the labels.
+_PERCENTS = (1, 10)
 
 
 def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
@@ -40,72 +33,82 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
 
   All weights learn, the pretrained backbone's and those of a fresh linear layer
   on the pooled features, N(0, 0.01^2) at first; BatchNorm is in training mode.
-  Random crops and flips; SGD with momentum 0.9, weight decay 5e-4 with 1 % of
-  the labels and 1e-4 with 10 %; the rate falls to a fifth after 60 and after
-  80 % of the epochs. Each pair of a learning rate and a factor for the linear
-  layer is a run, and the number is that of the best one on the test set after
-  its last epoch: so does the official table choose, and so the number of runs
-  is in the name. Top-5 is that of the same run, of more than ten classes.
+  Random crops and flips; SGD, whose rate falls in steps. Each pair of a
+  learning rate and a factor for the linear layer is a run, and the number is
+  that of the best one on the test set after its last epoch: so does
+  OpenSelfSup's table choose, and so the number of runs is in the name. Where
+  `epoch` is "best" it is the best epoch of any run, as SwAV has it, and the
+  name ends in `_best_epoch`. Top-5 is that of the same run and epoch, of more
+  than ten classes.
 
   The images are the same fraction of every class, at least one of each, drawn
   by the seed; or those that a file names.
 
   Args:
-    subject: Reads `config.model`, `config.augment`, `config.seed`, and of
-      `config.eval`: `semi_epochs` (officially 20), `semi_learning_rates`
-      (0.001, 0.01, 0.1), `semi_head_multipliers` (1, 10, 100),
-      `probe_batch_size` (256; fewer where there are fewer images) and
-      `semi_lists`: for 1 and for 10 %, a text file with the key of an image a
-      line (the part of it after the last slash will do, where only one has
-      it), or "".
+    subject: Reads `config.model`, `config.seed` and the section
+      `config.eval.semi`. In it, `percent1` and `percent10` have what is
+      different with so many of the labels: `list` is "" or a text file with the
+      key of an image a line (the part of it after the last slash will do, where
+      only one has it). The batch is smaller where there are fewer images.
 
   Raises:
     UserError: If a list cannot be read, or names images that are not there, or
       a name that several have.
   """
-  config = subject.config.eval
+  section = subject.config.eval.semi
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return
+  parts = (section.percent1, section.percent10)
   # Before anything is computed: a mistake shows at once.
   splits = [
-    _listed(subject, path) if path else _drawn(subject, part.percent)
-    for part, path in zip(_PARTS, config.semi_lists, strict=True)
+    _listed(subject, percent, part.list)
+    if part.list
+    else _drawn(subject, percent)
+    for percent, part in zip(_PERCENTS, parts, strict=True)
   ]
   learner, params, batch_stats = classifier(subject, num_classes)
   recipe = probe.Recipe(
-    num_epochs=config.semi_epochs,
-    batch_size=config.probe_batch_size,
-    decay_at=(0.6, 0.8),
-    decay_rate=0.2,
+    num_epochs=section.num_epochs,
+    batch_size=section.batch_size,
+    decay_epochs=section.decay_epochs,
+    decay_rate=section.decay_rate,
+    momentum=section.momentum,
+    crop_scale=section.crop_scale,
+    crop_ratio=section.crop_ratio,
+    flip=section.flip,
   )
   train = probe.trainer(subject, learner, recipe)
   score = probe.scorer(subject, learner)
-  grid = list(
-    itertools.product(config.semi_learning_rates, config.semi_head_multipliers)
-  )
+  grids = [
+    list(itertools.product(part.learning_rates, part.head_multipliers))
+    for part in parts
+  ]
   with progress.bar(
     "epochs of fine-tuning with few labels",
-    len(_PARTS) * len(grid) * config.semi_epochs,
+    sum(map(len, grids)) * recipe.num_epochs,
     processes.is_first(),
   ) as advance:
     epochs = itertools.count(1)
+    scores: list[probe.Score] = []
+
+    def after_epoch(learned: probe.Learned) -> None:
+      done = len(learned.losses)
+      if section.epoch == "best" or done == recipe.num_epochs:
+        scores.extend(score(learned.params, learned.batch_stats))
+      advance(next(epochs))
+
     found = []
-    for part, split in zip(_PARTS, splits, strict=True):
-      scores = []
+    for part, grid, split in zip(parts, grids, splits, strict=True):
       for rate, multiplier in grid:
-        learned = train(
-          params,
-          batch_stats,
-          {"backbone": rate, "head": rate * multiplier},
-          part.weight_decay,
-          split,
-          lambda learned: advance(next(epochs)),
-        )
-        scores += score(learned.params, learned.batch_stats)
+        rates = {"backbone": rate, "head": rate * multiplier}
+        train(params, batch_stats, rates, part.weight_decay, split, after_epoch)
       found.append(max(scores))
-  for part, best in zip(_PARTS, found, strict=True):
-    what, protocol = f"semi_{part.percent}pct", f"best_of_{len(grid)}"
+      scores.clear()
+  for percent, grid, best in zip(_PERCENTS, grids, found, strict=True):
+    what, protocol = f"semi_{percent}pct", f"best_of_{len(grid)}"
+    if section.epoch == "best":
+      protocol += "_best_epoch"
     yield from probe.named(best, what, protocol, num_classes)
 
 
@@ -156,28 +159,28 @@ def _drawn(subject: Subject, percent: int) -> Split:
   return _at(train, np.sort(np.concatenate(chosen)))
 
 
-def _listed(subject: Subject, path: str) -> Split:
-  """Returns the images that a file names."""
-  train = subject.train
+def _listed(subject: Subject, percent: int, path: str) -> Split:
+  """Returns the images that a file names, for one share of the labels."""
+  train, key = subject.train, f"eval.semi.percent{percent}.list"
   try:
     text = pathlib.Path(path).read_text()
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
-      f"eval.semi_lists: {path} cannot be read ({error}); name a text file "
+      f"{key}: {path} cannot be read ({error}); name a text file "
       'with an image a line, or ""'
     ) from error
   names = [line.strip() for line in text.splitlines() if line.strip()]
   keys = _keys(train)
   places = {keys[row]: place for place, row in enumerate(train.rows.tolist())}
   by_end = collections.defaultdict(list)
-  for key in places:
-    by_end[key.rpartition("/")[2]].append(key)
+  for whole in places:
+    by_end[whole.rpartition("/")[2]].append(whole)
   # A whole key is one image; the end of one may be that of several.
   meant = [[name] if name in places else by_end[name] for name in names]
   for name, found in zip(names, meant, strict=True):
     if len(found) > 1:
       raise UserError(
-        f"eval.semi_lists: {path} names {name!r}, which may be {found[0]!r} or "
+        f"{key}: {path} names {name!r}, which may be {found[0]!r} or "
         f"{found[1]!r}; write it with its folder"
       )
   unknown = [
@@ -185,12 +188,12 @@ def _listed(subject: Subject, path: str) -> Split:
   ]
   if unknown or not names:
     raise UserError(
-      f"eval.semi_lists: {path} names {len(names):,} images, of which "
+      f"{key}: {path} names {len(names):,} images, of which "
       f"{len(unknown):,} are not among the labelled training images"
       + (f", such as {unknown[0]!r}" if unknown else "")
       + "; write the names as clusters.parquet has them"
     )
-  return _at(train, np.unique([places[key] for (key,) in meant]))
+  return _at(train, np.unique([places[whole] for (whole,) in meant]))
 
 
 def _at(split: Split, places: Int[np.ndarray, "s"]) -> Split:

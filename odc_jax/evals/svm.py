@@ -40,7 +40,7 @@ from odc_jax.data.subset import Subset
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.evals.inputs import Subject
-from odc_jax.evals.pooling import pool
+from odc_jax.evals.pooling import flat, pool
 from odc_jax.evals.scores import voc_ap
 from odc_jax.passes.extract import reading
 
@@ -230,7 +230,7 @@ def pooled(
 @functools.partial(jax.jit, static_argnames="maps")
 def _last_map(maps, params, batch_stats, images, index):
   """Returns the pooled last map of one batch, and the index, on all devices."""
-  pooled = pool(maps(params, batch_stats, images))[-1]
+  pooled = flat(pool(maps(params, batch_stats, images))[-1])
   return mesh_lib.replicate((pooled, index))
 
 

@@ -241,8 +241,9 @@ def _config(config):
   shown = json.loads(config.to_json())
   shown["data"]["source"] = _source(config)
   shown["model"]["weights"] = _weights_name(shown["model"].get("weights", ""))
-  if "semi_lists" in shown["eval"]:
-    shown["eval"]["semi_lists"] = [*map(_name, shown["eval"]["semi_lists"])]
+  for part in shown["eval"].get("semi", {}).values():
+    if isinstance(part, dict):  # one share of the labels
+      part["list"] = _name(part["list"])
   if "attributes" in shown["eval"]:
     shown["eval"]["attributes"] = _name(shown["eval"]["attributes"])
   return shown

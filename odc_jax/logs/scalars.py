@@ -1,6 +1,36 @@
 """The registry of scalars: every name that is logged, and what it means."""
 
+import itertools
 import re
+
+
+def _linear() -> dict[str, str]:
+  """Returns the names of linear classifiers, which say how they learned."""
+  found = {}
+  features = {
+    "": "the pooled features",
+    "stage#_": "stage #, pooled to at most 9,600 numbers",
+  }
+  schedules = {
+    "": "",
+    "_cosine": ", the rate a cosine",
+    "_inverse_sqrt": ", the rate falling with the root of the steps",
+  }
+  views = {"": "", "_tencrop": ", ten crops of a test image"}
+  epochs = {"": "the last of them", "_best": "the best of them on the test set"}
+  tops = {"top1": "", "top5": ", top-5"}
+  for (where, of_what), (schedule, rate), (view, crops), (epoch, which), (
+    top,
+    counted,
+  ) in itertools.product(
+    *(names.items() for names in (features, schedules, views, epochs, tops))
+  ):
+    found[f"eval/linear_{top}_{where}sgd#{schedule}{view}{epoch}"] = (
+      f"linear layer on {of_what}, # epochs of SGD{rate}{crops}, {which}"
+      f"{counted}"
+    )
+  return found
+
 
 # Every scalar that a run can log; # stands for any number, * for the name of a
 # column of the user's. Names are a contract: scripts read them. "labels" in a
@@ -26,8 +56,8 @@ SCALARS = {
   "cluster/dissolved": "small clusters dissolved in this step",
   "cluster/dissolved_epoch": "small clusters dissolved since the epoch began",
   "cluster/transport_iterations": "Sinkhorn-Knopp iterations of the last solve",
-  "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn_k "
-  "neighbours and eval.knn_temperature",
+  "eval/knn_top1": "kNN top-1 on frozen backbone features, with eval.knn.k "
+  "neighbours and eval.knn.temperature",
   "eval/knn_top1_k#": "kNN top-1 on frozen backbone features, with # "
   "neighbours and the published temperature of 0.07",
   "eval/nmi_labels": "NMI (arithmetic) of the clusters with the labels",
@@ -75,22 +105,14 @@ SCALARS = {
   "ranked by similarity to one of # test images",
   "eval/linear_top1_lbfgs": "logistic regression on the pooled features",
   "eval/linear_top5_lbfgs": "logistic regression on the pooled features, top-5",
-  "eval/linear_top1_sgd#": "linear layer on the pooled features, # epochs of "
-  "SGD, the last of them",
-  "eval/linear_top5_sgd#": "linear layer on the pooled features, # epochs of "
-  "SGD, the last of them, top-5",
-  "eval/linear_top1_sgd#_best": "linear layer on the pooled features, # epochs "
-  "of SGD, the best of them on the test set",
-  "eval/linear_top5_sgd#_best": "linear layer on the pooled features, # epochs "
-  "of SGD, the best of them on the test set, top-5",
-  "eval/linear_top1_stage#_sgd#": "linear layer on stage #, pooled to at most "
-  "9,216 numbers, # epochs of SGD",
-  "eval/linear_top5_stage#_sgd#": "linear layer on stage #, pooled to at most "
-  "9,216 numbers, # epochs of SGD, top-5",
-  "eval/semi_#pct_top1_best_of_#": "all weights fine-tuned with # % of the "
-  "labels, the best on the test set of # settings",
-  "eval/semi_#pct_top5_best_of_#": "all weights fine-tuned with # % of the "
-  "labels, the best on the test set of # settings, top-5",
+  **_linear(),
+  **{
+    f"eval/semi_#pct_{top}_best_of_#{epoch}": "all weights fine-tuned with # % "
+    f"of the labels, the best on the test set of # settings{in_words}"
+    f"{', top-5' * (top == 'top5')}"
+    for top in ("top1", "top5")
+    for epoch, in_words in (("", ""), ("_best_epoch", " and all their epochs"))
+  },
   "eval/svm_map_cv3": "linear SVMs on the last stage, mean average precision, "
   "costs chosen by cross-validation",
   "eval/low_shot_map_k#_best_c": "linear SVMs from # images of a class, mean "

@@ -18,6 +18,16 @@ class Backbone(nnx.Module):
 
   num_features: int
 
+  def stage_maps(
+    self, images: Float[Array, "b h w c"]
+  ) -> list[Float[Array, "b _ _ _"]]:
+    """Returns five maps to put classifiers on: those of a call, most often.
+
+    Args:
+      images: normalised.
+    """
+    return self(images)
+
   def pooled(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _"]:
     """Returns `num_features` an image, float32: the last map's averages.
 

@@ -143,10 +143,27 @@ class Stack(Backbone):
       they come out of a ReLU, before any pooling; the last behind the last
       pooling, as the fully connected layers take it.
     """
+    return self._maps(images, self.ends)
+
+  def stage_maps(
+    self, images: Float[Array, "b h w c"]
+  ) -> list[Float[Array, "b _ _ _"]]:
+    """Returns the five maps as they come out of a ReLU, the last one too.
+
+    Args:
+      images: normalised, [b, h, w, in_channels].
+
+    Source: deepcluster eval_linear.py (`forward`).
+    """
+    # Behind the last ReLU comes the last pooling.
+    return self._maps(images, (*self.ends[:-1], self.ends[-1] - 1))
+
+  def _maps(self, images, ends):
+    """Returns what comes out of some of the layers."""
     x, maps = images, []
     for i, layer in enumerate(self.features):
       x = layer(x)
-      if i in self.ends:
+      if i in ends:
         maps.append(x)
     return maps
 

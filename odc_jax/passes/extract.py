@@ -132,6 +132,7 @@ def reading(
   mesh: Mesh,
   *,
   squash: bool = False,
+  ten_crops: bool = False,
   first_batch: int = 0,
 ) -> Iterator[Iterator[dict[str, Any]]]:
   """Encloses a pass over a data set: every image once, by centre crops.
@@ -142,14 +143,19 @@ def reading(
     mesh: Whose devices share a batch.
     squash: Whether to squash images to squares instead of cutting; of those
       that are with the host.
+    ten_crops: Whether an image's batch row has ten crops, in batches of a tenth
+      of the images; likewise.
     first_batch: Number of the batch to begin with; likewise.
 
   Yields:
     The batches of `feed.eval_batches`, with this process's rows.
   """
+  batch_size = config.eval.batch_size
+  if ten_crops:
+    batch_size = max(1, batch_size // 10)
   batches = feed.eval_batches(
     data,
-    batch_size=mesh_lib.divisible(config.eval.batch_size, mesh),
+    batch_size=mesh_lib.divisible(batch_size, mesh),
     resize=config.data.eval_resize,
     crop=config.data.image_size,
     num_threads=config.data.num_threads,
@@ -157,6 +163,7 @@ def reading(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **({"squash": True} if squash else {}),
+    **({"ten_crops": True} if ten_crops else {}),
     **({"first_batch": first_batch} if first_batch else {}),
   )
   with contextlib.closing(batches):

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from odc_jax.config import former
 from odc_jax.config.store import identity
 from odc_jax.errors import UserError
 
@@ -110,8 +111,8 @@ def by_epoch(lines: Iterable[Mapping[str, Any]]) -> Series:
 # Keys on which the evaluations that have a curve depend.
 _SHOWN = (
   "config.eval.split",
-  "config.eval.knn_k",
-  "config.eval.knn_temperature",
+  "config.eval.knn.k",
+  "config.eval.knn.temperature",
 )
 
 
@@ -128,7 +129,7 @@ def recipe(config: dict[str, Any]) -> dict[str, Any]:
   """
   return {
     name: value
-    for name, value in identity(config).items()
+    for name, value in identity(former.upgraded(config)).items()
     if name != "config.seed"
     and (not name.startswith("config.eval.") or name in _SHOWN)
   }

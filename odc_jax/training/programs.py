@@ -206,7 +206,9 @@ def _evaluation(config, network, statistics):
 
   def maps(params, batch_stats, images):
     images = augment.normalize(config.augment, images)
-    return network.apply_part("backbone", params, batch_stats, images)
+    return network.apply_part(
+      "backbone.stage_maps", params, batch_stats, images
+    )
 
   def head(params, embeddings):
     # A head keeps no statistics, and these are not computed.

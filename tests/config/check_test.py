@@ -25,10 +25,10 @@ def changed(**sections):
 
 
 def test_a_run_can_be_evaluated_in_another_way_from_here_on(workdir):
-  config = changed(eval={"evaluators": ("knn",), "knn_k": 7})
+  config = changed(eval={"evaluators": ("knn",), "knn": {"k": 7}})
   store.write(config, workdir, resuming=True)
   kept = json.loads((workdir / "config.json").read_text())
-  assert kept["eval"]["knn_k"] == 7
+  assert kept["eval"]["knn"]["k"] == 7
 
 
 def test_a_run_cannot_be_trained_in_another_way(workdir):

@@ -184,7 +184,7 @@ def test_the_config_trains_on_it(prepared, named, tmp_path, file_format):
     "--config.odc.min_cluster=2",
     "--config.eval.every_epochs=1",
     "--config.eval.batch_size=16",
-    "--config.eval.knn_k=5",
+    "--config.eval.knn.k=5",
     "--config.log_every=1",
   ]
   result = subprocess.run(

@@ -203,7 +203,7 @@ def test_features_that_are_not_finite_are_refused(workdir, monkeypatch):
 
 def test_what_was_found_before_a_mistake_is_kept(workdir, capsys):
   config = small()
-  config.eval.semi_lists = ("nowhere.txt", "")
+  config.eval.semi.percent1.list = "nowhere.txt"
   with pytest.raises(UserError, match=r"nowhere\.txt"):
     evaluate.run(workdir, config, ["clustering", "semi"])
   (entry,) = evaluations_in(workdir)
@@ -272,8 +272,8 @@ def test_mistakes(workdir, tmp_path, folder):
   with pytest.raises(UserError, match="no labels to evaluate with"):
     evaluate.run(workdir, config, ["knn"])
   config = small()
-  config.eval.knn_k = 0
-  with pytest.raises(UserError, match=r"eval\.knn_k=0 is less than 1"):
+  config.eval.knn.k = 0
+  with pytest.raises(UserError, match=r"eval\.knn\.k=0 is less than 1"):
     evaluate.run(workdir, config, None)
   config = on_folder(folder)
   with pytest.raises(UserError, match="clustering: nothing to compare with"):
@@ -296,7 +296,7 @@ def test_as_a_program(environment, workdir):
     "--evals needs --mode=evaluate",
   )
   assert_refused(
-    run(environment, workdir, "--mode=evaluate", "--config.eval.knn_k=3"),
-    "'config.eval.knn_k'",
+    run(environment, workdir, "--mode=evaluate", "--config.eval.knn.k=3"),
+    "'config.eval.knn.k'",
     "--config=configs/FILE.py",
   )

@@ -138,7 +138,7 @@ NO_SIGNATURES = jnp.zeros((0, 256), jnp.int8)
 
 
 def evaluate(train, test=None, k=5, temperature=0.0):
-  section = {"knn_k": k, "knn_temperature": temperature}
+  section = {"knn": {"k": k, "temperature": temperature}}
   return dict(knn.evaluate(of_features(train, test, config={"eval": section})))
 
 

@@ -13,7 +13,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.data import loader
 from odc_jax.data.subset import Subset
 from odc_jax.evals import linear, probe
-from odc_jax.evals.pooling import pool
+from odc_jax.evals.pooling import flat, pool
 from tests.evals import subjects
 
 EVALUATORS = [linear.last_lbfgs, linear.last_sgd, linear.stages_sgd]
@@ -155,7 +155,10 @@ def test_five_stages_are_scored_by_their_running_statistics():
   assert len(maps) == len(heads) == len(norms) == 5
   for stage, x in enumerate(jax.jit(pool)(maps)):
     head, norm = heads[str(stage)]["fc"], norms[str(stage)]
-    x = (x - norm["mean"][None]) / jnp.sqrt(norm["var"][None] + 1e-5)
+    # One number for every channel, as SyncBN has it on the pooled map.
+    assert norm["mean"].shape == (x.shape[3],)
+    mean, variance = (norm[part][None, None, None] for part in ("mean", "var"))
+    x = flat((x - mean) / jnp.sqrt(variance + 1e-5))
     logits = np.asarray(x @ head["kernel"] + head["bias"][None])
     accuracy = np.mean(logits.argmax(1) == subject.test.labels)
     assert scores[stage].top1 == pytest.approx(accuracy, abs=0.01)
@@ -169,7 +172,7 @@ def test_one_and_eight_devices_learn_the_same():
     with jax.set_mesh(mesh):
       subject = subjects.digits(mesh)
       learner, params, batch_stats = linear._last(subject, 10)
-      recipe = probe.Recipe(3, 32, (0.5,), 0.1)
+      recipe = probe.Recipe(3, 32, decay_epochs=(2,))
       learned = probe.trainer(subject, learner, recipe)(
         params, batch_stats, {"heads": 0.002}, 0.0, subject.train
       )
@@ -184,10 +187,11 @@ def test_the_last_epoch_and_the_best_and_nothing_frozen_moves():
   with jax.set_mesh(mesh):
     subject = subjects.digits(
       mesh,
-      eval__linear_epochs=5,
+      eval__linear_sgd__num_epochs=5,
+      eval__linear_sgd__decay_epochs=(3, 4),
       # At this rate the last epoch is not the best.
-      eval__linear_learning_rate=0.005,
-      eval__probe_batch_size=32,
+      eval__linear_sgd__learning_rate=0.005,
+      eval__linear_sgd__batch_size=32,
     )
     before = bits_of(subject)
     found = dict(linear.last_sgd(subject))
@@ -197,7 +201,14 @@ def test_the_last_epoch_and_the_best_and_nothing_frozen_moves():
     learner, params, batch_stats = linear._last(subject, 10)
     score = probe.scorer(subject, learner)
     tops = []
-    recipe = probe.Recipe(5, 32, (0.6, 0.8), 0.1)
+    recipe = probe.Recipe(
+      5,
+      32,
+      decay_epochs=(3, 4),
+      crop_scale=(0.6, 1.0),
+      crop_ratio=(0.8, 1.25),
+      flip=0.0,
+    )
     probe.trainer(subject, learner, recipe)(
       params, batch_stats, {"heads": 0.005}, 0.0, subject.train,
       lambda x: tops.append(score(x.params, x.batch_stats)[0].top1),

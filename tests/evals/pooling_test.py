@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odc_jax.evals.pooling import pool
+from odc_jax.evals.pooling import flat, pool
 
 # Side of a ResNet's maps, kernel, stride and padding of the official pooling.
 SIDES = (112, 56, 28, 14, 7)
@@ -23,6 +23,23 @@ def average_pool(x, kernel, stride, padding):
       columns = slice(j * stride, j * stride + kernel)
       out[:, i, j] = x[:, rows, columns].sum((1, 2)) / kernel**2
   return out
+
+
+def max_pool(x, kernel, stride, padding):
+  """torch.nn.MaxPool2d, window by window; the padding is minus infinity."""
+  edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+  x = np.pad(x, edges, constant_values=-np.inf)
+  side = (x.shape[1] - kernel) // stride + 1
+  starts = [i * stride for i in range(side)]
+  return np.stack(
+    [
+      np.stack(
+        [x[:, i : i + kernel, j : j + kernel].max((1, 2)) for j in starts], 1
+      )
+      for i in starts
+    ],
+    1,
+  )
 
 
 def adaptive_pool(x, side):
@@ -54,7 +71,7 @@ def test_maps_of_224_pixels_get_the_official_windows():
   for x, found, spec, side in zip(maps, pooled, OFFICIAL, places, strict=True):
     expected = average_pool(x.astype(np.float64), *spec)
     assert expected.shape == (2, side, side, 3)
-    np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +81,9 @@ def test_maps_of_224_pixels_get_the_official_windows():
     (SIDES, (64, 256, 512, 1024, 2048), [9216, 9216, 8192, 9216, 8192]),
     (SIDES, (64, 64, 128, 256, 512), [9216, 2304, 2048, 2304, 2048]),
     (
-      (224, 112, 56, 28, 7),
+      (224, 112, 56, 28, 14),
       (64, 128, 256, 512, 512),
-      [9216, 8192, 9216, 8192, 2048],
+      [9216, 8192, 9216, 8192, 8192],
     ),
   ],
 )
@@ -75,23 +92,29 @@ def test_the_dimensions_at_224_pixels(sides, channels, expected):
     jax.ShapeDtypeStruct((1, side, side, c), jnp.float32)
     for side, c in zip(sides, channels, strict=True)
   ]
-  pooled = jax.eval_shape(pool, maps)
+  pooled = jax.eval_shape(lambda maps: [flat(x) for x in pool(maps)], maps)
   assert [x.shape[1] for x in pooled] == expected
 
 
-def test_alexnets_maps_get_its_own_windows():
-  """deepcluster eval_linear.py: RegLog; the last is the map as it is."""
+@pytest.mark.parametrize("kind", ["mean", "max"])
+def test_alexnets_maps_get_its_own_windows(kind):
+  """deepcluster eval_linear.py: RegLog; self-label eval_linear_probes.py."""
   channels = (96, 256, 384, 384, 256)
-  specs = [(6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (1, 1, 0)]
-  sides, places = (55, 27, 13, 13, 6), (10, 6, 5, 5, 6)
+  specs = [(6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0)]
+  sides, places = (55, 27, 13, 13, 13), (10, 6, 5, 5, 6)
   maps = draw(
     [(1, side, side, c) for side, c in zip(sides, channels, strict=True)]
   )
-  pooled = jax.jit(pool)([jnp.asarray(x) for x in maps])
+  # Far below zero, so that a padding with zeros would show.
+  maps = [x - 10 for x in maps]
+  pooled = pool([jnp.asarray(x) for x in maps], kind)
   for x, found, spec, side in zip(maps, pooled, specs, places, strict=True):
-    expected = average_pool(x.astype(np.float64), *spec)
+    if kind == "max":
+      expected = max_pool(x, *spec)
+    else:
+      expected = average_pool(x.astype(np.float64), *spec)
     assert expected.shape[1:3] == (side, side)
-    np.testing.assert_allclose(found, expected.reshape(1, -1), atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_other_sizes_are_divided_evenly_within_9216_numbers():
@@ -103,14 +126,14 @@ def test_other_sizes_are_divided_evenly_within_9216_numbers():
   # 12 * 12 * 64 = 9216 = 6 * 6 * 256; the third and the last map are small.
   for x, found, side in zip(maps, pooled, (12, 12, 8, 6, 4), strict=True):
     expected = adaptive_pool(x.astype(np.float64), side)
-    np.testing.assert_allclose(found, expected.reshape(1, -1), atol=1e-5)
-  np.testing.assert_array_equal(pooled[4], maps[4].reshape(1, -1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_array_equal(pooled[4], maps[4])
 
 
 def test_a_map_of_more_channels_than_that_is_one_place():
   maps = draw([(1, 2, 2, 1)] * 4 + [(1, 3, 3, 9217)])
   pooled = pool([jnp.asarray(x) for x in maps])
-  np.testing.assert_allclose(pooled[4], maps[4].mean((1, 2)), atol=1e-5)
+  np.testing.assert_allclose(pooled[4][0, 0], maps[4].mean((1, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (112, 20)])
@@ -134,4 +157,4 @@ def test_half_precision_is_averaged_in_single():
   expected = average_pool(np.asarray(halves, np.float64), *OFFICIAL[0])
   found = pool([halves])[0]
   assert found.dtype == np.float32
-  np.testing.assert_allclose(found, expected.reshape(1, -1), rtol=1e-4)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)

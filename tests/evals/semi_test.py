@@ -47,7 +47,7 @@ def test_a_file_may_name_the_images(subject, tmp_path):
   subject = subject._replace(train=train)
   path = tmp_path / "names.txt"
   path.write_text("digits/0010\n\n0004\r\ndigits/0010\n0250\n")
-  split = semi._listed(subject, str(path))
+  split = semi._listed(subject, 10, str(path))
   assert split.rows.tolist() == [4, 10, 250]
   assert split.labels.tolist() == train.labels[[2, 5, 125]].tolist()
 
@@ -59,7 +59,7 @@ def test_a_list_of_images_that_are_not_there(subject, tmp_path, text):
   path = tmp_path / "names.txt"
   path.write_text(text)
   listed = subjects.with_config(
-    subject._replace(train=train), eval__semi_lists=("", str(path))
+    subject._replace(train=train), eval__semi__percent10__list=str(path)
   )
   with pytest.raises(UserError, match="not among the labelled") as error:
     list(semi.evaluate(listed))
@@ -90,23 +90,23 @@ def test_a_name_that_two_images_have_is_refused(subject, tmp_path):
   path = tmp_path / "names.txt"
   path.write_text("0/1.png\n2.png\n")
   with pytest.raises(UserError) as error:
-    semi._listed(subject, str(path))
+    semi._listed(subject, 10, str(path))
   for part in (str(path), "'2.png'", *(repr(keys[i]) for i in (4, 5))):
     assert part in str(error.value)
   # A whole key is one image, though others end like it.
   path.write_text("0/1.png\n1/2.png\n0.png\n")
-  assert semi._listed(subject, str(path)).rows.tolist() == [0, 3, 4]
+  assert semi._listed(subject, 10, str(path)).rows.tolist() == [0, 3, 4]
   # What has no label is not in question.
   rows = np.delete(train.rows, 5)
   labels = np.delete(train.labels, 5)
   fewer = subject._replace(train=train._replace(rows=rows, labels=labels))
   path.write_text("2.png\n")
-  assert semi._listed(fewer, str(path)).rows.tolist() == [4]
+  assert semi._listed(fewer, 10, str(path)).rows.tolist() == [4]
 
 
 def test_a_list_that_is_not_there(subject):
-  listed = subjects.with_config(subject, eval__semi_lists=("gone.txt", ""))
-  with pytest.raises(UserError, match="semi_lists: gone"):
+  listed = subjects.with_config(subject, eval__semi__percent1__list="gone.txt")
+  with pytest.raises(UserError, match=r"eval\.semi\.percent1\.list: gone"):
     list(semi.evaluate(listed))
 
 
@@ -119,7 +119,7 @@ def test_one_and_eight_devices_learn_the_same_and_the_start_stays():
       subject = subjects.digits(mesh)
       learner, params, batch_stats = semi.classifier(subject, 10)
       before = jax.device_get((params, batch_stats))
-      train = probe.trainer(subject, learner, probe.Recipe(2, 64, (), 1.0))
+      train = probe.trainer(subject, learner, probe.Recipe(2, 64))
       rates = {"backbone": 0.01, "head": 0.1}
       learned = train(params, batch_stats, rates, 1e-4, subject.train)
       losses.append(learned.losses)
@@ -177,10 +177,13 @@ def test_the_best_of_the_grid_is_reported(subject, monkeypatch):
     semi.evaluate(
       subjects.with_config(
         subject,
-        eval__semi_epochs=6,
-        eval__semi_learning_rates=(1e-6, 0.02, 1e-6),
-        eval__semi_head_multipliers=(1,),
-        eval__probe_batch_size=8,
+        eval__semi__num_epochs=6,
+        eval__semi__decay_epochs=(4, 5),
+        eval__semi__percent1__learning_rates=(1e-6, 0.02, 1e-6),
+        eval__semi__percent10__learning_rates=(1e-6, 0.02, 1e-6),
+        eval__semi__percent1__head_multipliers=(1,),
+        eval__semi__percent10__head_multipliers=(1,),
+        eval__semi__batch_size=8,
       )
     )
   )

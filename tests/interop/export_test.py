@@ -214,7 +214,7 @@ def test_the_card_says_what_the_network_is():
 def test_the_card_shows_no_path_of_the_machine(source, shown):
   config = experiment()
   config.data.source = source
-  config.eval.semi_lists = ("/home/somebody/1percent.txt", "")
+  config.eval.semi.percent1.list = "/home/somebody/1percent.txt"
   config.eval.attributes = "/home/somebody/birds.csv"
   config.model.weights = "/home/somebody/resnet50.pth"
   found = card(config, step=0)
@@ -223,7 +223,7 @@ def test_the_card_shows_no_path_of_the_machine(source, shown):
   assert f"of `{shown}`" in found
   written = json.loads(found.split("```json\n")[1].split("```")[0])
   assert written["data"]["source"] == shown
-  assert written["eval"]["semi_lists"] == ["1percent.txt", ""]
+  assert written["eval"]["semi"]["percent1"]["list"] == "1percent.txt"
   assert written["eval"]["attributes"] == "birds.csv"
   assert "has the weights of `resnet50.pth`, not trained" in found
 
