@@ -11,7 +11,8 @@ scripts/swav_800ep_pretrain.sh and swav_400ep_bs256_pretrain.sh.
 top-1 in the official README (400 epochs: 74.6, 200: 73.9, 100: 72.1). At batch
 256, `:batch256`, with a queue, it is 74.3 in 400 epochs and 72.7 in 200. The
 linear probe of these numbers is `eval.linear_sgd` below; it normalises as the
-training does, with the standard deviation 0.228 of red. This implementation has not been run at that size yet.
+training does, with the standard deviation 0.228 of red. This implementation has
+not been run at that size yet.
 
 ImageNet has to be prepared once, from its two archives, which are to be had
 from image-net.org:
