@@ -150,11 +150,12 @@ def read_by_all(tmp_path_factory):
   subject = of_features(seen, clusters=classes)._replace(config=recording)
   with pytest.MonkeyPatch.context() as patch:
     # By which settings they learn is asked here, not what.
-    learned = probe.Learned({}, {}, [0.0])
+    def trainer(_, __, recipe):
+      learned = probe.Learned({}, {}, [0.0] * recipe.num_epochs)
+      return lambda *given: given[-1](learned) or learned
+
     scores = [probe.Score(0.0, 0.0)] * 5
-    patch.setattr(
-      probe, "trainer", lambda *_: lambda *given: given[-1](learned) or learned
-    )
+    patch.setattr(probe, "trainer", trainer)
     patch.setattr(probe, "scorer", lambda *_: lambda *_: scores)
     for module, name in (
       (linear, "_last"),
@@ -198,6 +199,12 @@ IN_VAIN = {
   "data.crop_scale",
   "data.crop_ratio",
   "data.resident",
+  # Of a schedule and of crops that an evaluator does not have; the others do.
+  *(
+    f"eval.{section}.{key}"
+    for section in ("linear_sgd", "linear_stages")
+    for key in ("decay_epochs", "decay_rate", "crop_scale", "crop_ratio")
+  ),
 }
 
 

@@ -295,6 +295,8 @@ def _protocol(config: Config, evaluator: str) -> dict[str, Any]:
     "weights": values["model"]["weights"],
     "seed": values["seed"],
   }
+  if evaluator == "reverse":
+    protocol["attributes"] = values["eval"].get("attributes", "")
   # How the network is shown an image.
   shown = {key: values["augment"][key] for key in ("mean", "std", "sobel")}
   return protocol | shown

@@ -124,7 +124,9 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return
-  learner, params, batch_stats = _stages(subject, num_classes)
+  learner, params, batch_stats = _stages(
+    subject, num_classes, section.pooling, section.batch_norm
+  )
   recipe = probe.recipe(section)
   train = probe.trainer(subject, learner, recipe)
   score = probe.scorer(subject, learner, section.test_views)
@@ -169,15 +171,13 @@ def _last(subject, num_classes):
   return _on(subject, features, num_classes, normalize=False)
 
 
-def _stages(subject, num_classes):
+def _stages(subject, num_classes, pooling="mean", batch_norm=True):
   """Returns the learner on the five stages, and what it begins with."""
 
-  section = subject.config.eval.linear_stages
-
   def features(frozen, images):
-    return pool(subject.maps(*frozen, images), section.pooling)
+    return pool(subject.maps(*frozen, images), pooling)
 
-  return _on(subject, features, num_classes, normalize=section.batch_norm)
+  return _on(subject, features, num_classes, normalize=batch_norm)
 
 
 def _on(subject, features, num_classes, *, normalize):

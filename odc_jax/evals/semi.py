@@ -68,16 +68,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     for percent, part in zip(_PERCENTS, parts, strict=True)
   ]
   learner, params, batch_stats = classifier(subject, num_classes)
-  recipe = probe.Recipe(
-    num_epochs=section.num_epochs,
-    batch_size=section.batch_size,
-    decay_epochs=section.decay_epochs,
-    decay_rate=section.decay_rate,
-    momentum=section.momentum,
-    crop_scale=section.crop_scale,
-    crop_ratio=section.crop_ratio,
-    flip=section.flip,
-  )
+  recipe = _recipe(section)
   train = probe.trainer(subject, learner, recipe)
   score = probe.scorer(subject, learner)
   grids = [
@@ -110,6 +101,20 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
     if section.epoch == "best":
       protocol += "_best_epoch"
     yield from probe.named(best, what, protocol, num_classes)
+
+
+def _recipe(section):
+  """Returns how all of these trainings go."""
+  return probe.Recipe(
+    num_epochs=section.num_epochs,
+    batch_size=section.batch_size,
+    decay_epochs=section.decay_epochs,
+    decay_rate=section.decay_rate,
+    momentum=section.momentum,
+    crop_scale=section.crop_scale,
+    crop_ratio=section.crop_ratio,
+    flip=section.flip,
+  )
 
 
 def classifier(subject, num_classes):

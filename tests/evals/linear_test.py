@@ -225,7 +225,10 @@ def test_the_five_stages_have_a_number_each():
   mesh = mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):
     subject = subjects.digits(
-      mesh, eval__stages_epochs=2, eval__probe_batch_size=32
+      mesh,
+      eval__linear_stages__num_epochs=2,
+      eval__linear_stages__decay_epochs=(1,),
+      eval__linear_stages__batch_size=32,
     )
     before = bits_of(subject)
     found = dict(linear.stages_sgd(subject))

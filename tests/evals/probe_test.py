@@ -187,6 +187,31 @@ def test_scores_are_scikit_learn_s(mesh):
     )
 
 
+@pytest.mark.parametrize("views", ["ten_logits", "ten_softmax"])
+def test_the_answers_to_ten_crops_are_averaged(mesh, views):
+  """Nine crops are almost sure of the first class, one shouts another."""
+
+  def apply(params, batch_stats, frozen, images, train):
+    del frozen, train
+    place = jnp.arange(images.shape[0]) % 10
+    logits = jnp.zeros((images.shape[0], 10)).at[:, 0].set(4.0)
+    shout = jnp.zeros(10).at[1].set(100.0)
+    return [jnp.where(place[:, None] == 3, shout, logits)], batch_stats
+
+  subject = subjects.digits(mesh)
+  few = subject.test._replace(
+    rows=subject.test.rows[:24], labels=subject.test.labels[:24]
+  )
+  subject = subjects.with_config(
+    subject, data__image_size=24, eval__batch_size=160
+  )._replace(test=few)
+  score = probe.scorer(subject, probe.Learner(apply, ()), views)
+  (found,) = score({}, {})
+  # Means of logits: 3.6 against 10. Of probabilities: 0.78 against 0.11.
+  winner = 1 if views == "ten_logits" else 0
+  assert found.top1 == pytest.approx(np.mean(few.labels == winner))
+
+
 def test_hits_by_hand():
   nan = np.nan
   logits = np.array([
