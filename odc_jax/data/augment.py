@@ -19,7 +19,7 @@ from odc_jax.data import color
 
 # Keys of the section `augment` that may hold a value for each view: the last
 # one is for all further views.
-PER_VIEW = ("blur", "solarize")
+PER_VIEW = ("flip", "rotation", "jitter_p", "blur", "solarize")
 
 # One stream of random numbers per operation: switching one on, or adding one
 # at the end, leaves the others' draws alone.

@@ -9,6 +9,7 @@ from odc_jax.methods import (
   coke,
   deepcluster,
   deepcluster_v2,
+  iic,
   odc,
   secu,
   sela,
@@ -28,5 +29,6 @@ METHODS: dict[str, Method] = {
     coke,
     secu,
     temi,
+    iic,
   )
 }

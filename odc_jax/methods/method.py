@@ -103,7 +103,8 @@ class Method:
       nothing in an experiment of these values (dotted name -> value), and that
       `config.options` does not know to do nothing.
     HEAD: The network's head, a name of `models.network.HEADS`.
-    VIEWS_TOGETHER: Whether the views of a batch share BatchNorm statistics.
+    VIEWS_TOGETHER: Whether the views of a batch share BatchNorm statistics;
+      "sizes": the large ones do, and the small ones do.
     FRESH: Parts of the network that start anew after a re-clustering.
     ADVICE: Sign of `logs.health` -> likely cause and remedy, where the method
       has its own.
@@ -149,7 +150,7 @@ class Method:
   KEYS: tuple[str, ...] | None = None
   idle: Callable[..., Iterable[tuple[str, ...]]] = lambda values: ()
   HEAD: str = "linear"
-  VIEWS_TOGETHER: bool = True
+  VIEWS_TOGETHER: bool | Literal["sizes"] = True
   FRESH: tuple[str, ...] = ()
   ADVICE: Mapping[str, str] = dataclasses.field(default_factory=dict)
   SPARED: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Network(nnx.Module):
     predictor: nnx.Module | None = None,
     *,
     unit: bool = False,
-    views_together: bool = True,
+    views_together: bool | Literal["sizes"] = True,
   ):
     """Composes the network.
 
@@ -71,7 +71,8 @@ class Network(nnx.Module):
         takes the embeddings as the neck gives them).
       views_together: whether the views of a batch are one batch to BatchNorm
         (those of one size in the backbone, all of them behind it), as SwAV
-        does it; else each view has statistics of its own.
+        does it; "sizes": those of each array of the tuple are, in the backbone
+        and behind it; else each view has statistics of its own.
     """
     self.backbone = backbone
     self.neck = neck
@@ -100,6 +101,13 @@ class Network(nnx.Module):
         for kind in images
         for view in range(kind.shape[1])
       )
+    if self.views_together == "sizes":
+      kinds = [self._together((kind,), rngs) for kind in images]
+      return tuple(view for kind in kinds for view in kind)
+    return self._together(images, rngs)
+
+  def _together(self, images, rngs):
+    """Returns the outputs of views that are one batch to BatchNorm."""
     pooled = [self._pooled_views(kind) for kind in images]
     features, inputs = (
       jnp.concatenate(parts, axis=1) for parts in zip(*pooled, strict=True)
@@ -199,7 +207,7 @@ def build(
   *,
   in_channels: int = 3,
   head: str = "linear",
-  views_together: bool = True,
+  views_together: bool | Literal["sizes"] = True,
 ) -> Network:
   """Builds the network that a config describes.
 
