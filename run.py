@@ -26,11 +26,11 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "evaluate", "assign", "export", "report", "plan"],
+  ["train", "evaluate", "assign", "export", "report", "sort", "plan"],
   "train: train or go on, then evaluate; evaluate: a run's last checkpoint by "
   "--evals; assign: new --images to the clusters of a finished run; export: "
-  "its network for PyTorch; report: write report.html anew; plan: print what "
-  "training will need",
+  "its network for PyTorch; report: write report.html anew; sort: its images "
+  "into folders; plan: print what training will need",
 )
 EVALS = flags.DEFINE_list(
   "evals",
@@ -44,7 +44,26 @@ OUTPUT = flags.DEFINE_string(
   "output",
   None,
   "assign: the file to write; default: WORKDIR/assigned.parquet. export: the "
-  "folder; default: WORKDIR/export",
+  "folder; default: WORKDIR/export. sort: the folder, which must be new",
+)
+SORT_BY = flags.DEFINE_enum(
+  "sort_by",
+  None,
+  ["cluster", "group"],
+  "sort: a folder for each of these; default: cluster",
+)
+SORT_AS = flags.DEFINE_enum(
+  "sort_as",
+  None,
+  ["link", "copy", "list"],
+  "sort: fill the folders with links to the originals, with copies, or with a "
+  "list of their paths; default: link",
+)
+THUMBNAILS = flags.DEFINE_bool(
+  "thumbnails",
+  False,
+  "train, report: put small pictures into clusters.parquet, for programs that "
+  "show them",
 )
 NUM_GROUPS = flags.DEFINE_integer(
   "num_groups",
@@ -90,7 +109,7 @@ START_TIMEOUT = flags.DEFINE_float(
 )
 
 # Modes that need no config, but a work directory.
-_OF_A_RUN = ("evaluate", "assign", "export", "report")
+_OF_A_RUN = ("evaluate", "assign", "export", "report", "sort")
 
 
 def main(argv: list[str]) -> None:
@@ -103,8 +122,8 @@ def main(argv: list[str]) -> None:
   if MODE.value == "plan" and TOPOLOGY.value:
     _plan()
     return
-  if MODE.value == "report":
-    _report()
+  if MODE.value in ("report", "sort"):
+    _report() if MODE.value == "report" else _sort()
     return
   launch.start(
     platform=PLATFORM.value,
@@ -134,6 +153,8 @@ def main(argv: list[str]) -> None:
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
       summary = loop.train(CONFIG.value, workdir, NUM_GROUPS.value)
+      if THUMBNAILS.value and processes.is_first():
+        _thumbnails(workdir)
   width = max(map(len, summary))
   for name, value in summary.items():
     processes.say(f"{name:{width}}  {value:.4f}")
@@ -154,7 +175,10 @@ def _check_flags() -> None:
     (IMAGES_PER_SECOND, "plan"),
     (EVALS, "evaluate"),
     (IMAGES, "assign"),
-    (OUTPUT, "assign", "export"),
+    (OUTPUT, "assign", "export", "sort"),
+    (SORT_BY, "sort"),
+    (SORT_AS, "sort"),
+    (THUMBNAILS, "train", "report"),
     (NUM_GROUPS, "train", "assign", "report"),
     (ANNOTATIONS, "report"),
   ):
@@ -227,9 +251,31 @@ def _report() -> None:
     if ANNOTATIONS.value:
       path = pathlib.Path(ANNOTATIONS.value).expanduser()
       print(annotations.apply(workdir, path))
+    if THUMBNAILS.value:
+      _thumbnails(workdir)
     print(f"written: {report.write(workdir)}")
   except OSError as error:
     raise UserError(f"cannot write to {workdir}: {error}") from error
+
+
+def _thumbnails(workdir: pathlib.Path) -> None:
+  """Puts small pictures into the table of a finished run."""
+  from odc_jax.results import pictures
+
+  print(pictures.add(workdir))
+
+
+def _sort() -> None:
+  """Sorts the images of a finished run into folders."""
+  # So that no half of a folder stays behind.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+  from odc_jax.results import sort
+
+  if not OUTPUT.value:
+    raise UserError("--mode=sort needs a new folder: --output=/sorted/images")
+  output = pathlib.Path(OUTPUT.value).expanduser()
+  by, how = SORT_BY.value or "cluster", SORT_AS.value or "link"
+  print(sort.sort(_workdir(), output, by, how))
 
 
 def _plan() -> None:
