@@ -1,9 +1,15 @@
 """A finished run in use: from Python, and with --mode=assign."""
 
+import html
 import json
+import re
 import shutil
+import sys
+import types
+from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -11,6 +17,7 @@ from sklearn.datasets import load_digits
 
 import odc_jax
 from odc_jax import inference
+from odc_jax.inference.assigned import MERGED
 from odc_jax.results import table
 from tests.program import assert_refused, run, run_here
 
@@ -207,6 +214,160 @@ def test_the_command_writes_what_python_returns(
   assert written["nearest"] == returned["nearest"]
 
 
+def test_a_second_call_overwrites_nothing_and_all_rows_can_be_merged(
+  workdir, images, loaded, tmp_path, monkeypatch, capsys
+):
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  first, second = tmp_path / "first", tmp_path / "second"
+  for folder, numbers in ((first, (0, 1, 2)), (second, (2, 3))):
+    folder.mkdir()
+    for i in numbers:
+      shutil.copy(images / f"{i:03d}.png", folder)
+  before = {path: path.read_bytes() for path in copy.glob("*.*")}
+  for folder in (first, second, first):
+    run_here(
+      monkeypatch, f"--workdir={copy}", "--mode=assign", f"--images={folder}"
+    )
+  said = capsys.readouterr().out
+  assert said.count("is there already and stays as it is") == 2
+  assert f"written to {copy / 'assigned_3.parquet'}" in said
+  for path, data in before.items():
+    assert path.read_bytes() == data
+  again = odc_jax.load(copy)
+  names = ("assigned.parquet", "assigned_2.parquet", "assigned_3.parquet")
+  tables = [pq.read_table(copy / name) for name in names]
+  assert [len(rows) for rows in tables] == [3, 2, 3]
+  assert tables[0].schema.metadata[b"odc_jax.folder"] == bytes(first)
+  merged = again.merged()
+  # The third has the rows of the first again; 002.png is in two folders.
+  assert len(merged) == NUM_IMAGES + 5
+  assert merged.column_names == [*again.clusters().column_names, *MERGED]
+  own = merged.slice(0, NUM_IMAGES)
+  assert own.select(again.clusters().column_names) == (
+    again.clusters().replace_schema_metadata(own.schema.metadata)
+  )
+  rows = merged.slice(NUM_IMAGES).to_pydict()
+  assert rows["key"] == [
+    "002.png",
+    "003.png",
+    *(f"00{i}.png" for i in range(3)),
+  ]
+  assert rows["folder"] == [str(second)] * 2 + [str(first)] * 3
+  assert rows["index"] == [None] * 5
+  assert rows["cluster"] == [
+    *tables[1]["cluster"].to_pylist(),
+    *tables[2]["cluster"].to_pylist(),
+  ]
+  sizes = dict(
+    zip(
+      own["cluster"].to_pylist(), own["cluster_size"].to_pylist(), strict=True
+    )
+  )
+  assert rows["cluster_size"] == [sizes[c] for c in rows["cluster"]]
+  groups = again.groups(3)
+  assert rows["cluster_group"] == groups[rows["cluster"]].tolist()
+  assert rows["is_assigned"] == [True] * 5
+  assert not any(own["is_assigned"].to_pylist())
+  assert set(rows["is_novel"]) <= {True, False}
+  some = again.merged([copy / names[1], tables[0]])
+  assert len(some) == NUM_IMAGES + 5
+  assert len(again.merged(loaded.assign([images / "000.png"]))) == (
+    NUM_IMAGES + 1
+  )
+  said = {"pandas_type": "int64", "numpy_type": "Int64"}
+  kept = json.loads(merged.schema.metadata[b"pandas"])["columns"]
+  assert said.items() <= next(c for c in kept if c["name"] == "index").items()
+  other = tables[0].replace_schema_metadata({"odc_jax.run": "another"})
+  with pytest.raises(odc_jax.UserError, match="assign them again"):
+    again.merged(other)
+  with pytest.raises(odc_jax.UserError, match="missing or damaged"):
+    again.merged(tmp_path / "nowhere.parquet")
+
+
+def test_a_notebook_draws_clusters_images_and_the_map(
+  workdir, images, loaded, tmp_path
+):
+  sizes = {
+    c["cluster"]: c["size"]
+    for c in json.loads((workdir / "clusters.json").read_text())["clusters"]
+  }
+  shown = loaded.show(3, 2)
+  assert shown.html.count("<img ") == 6
+  largest = max(sizes, key=lambda cluster: sizes[cluster])
+  assert f"cluster {largest}, {sizes[largest]} images" in shown.html
+  assert shown.html.startswith("<div")
+  assert shown._repr_html_() == shown.html
+  own = loaded.images(largest, 1000).html
+  assert own.count("<img ") == sizes[largest]
+  rows = loaded.clusters().to_pydict()
+  best = max(
+    (i for i in range(NUM_IMAGES) if rows["cluster"][i] == largest),
+    key=lambda i: rows["similarity"][i],
+  )
+  assert re.findall(r'alt="(\w+.png)"', own)[0] == rows["key"][best]
+  with pytest.raises(odc_jax.UserError, match="no image is in cluster 99"):
+    loaded.images(99)
+  # The same neighbours, whichever way an image is named.
+  near = [rows["key"][i] for i in rows["neighbors"][7]["ids"][:5]]
+  for image in (7, "007.png"):
+    found = re.findall(r'alt="(\w+.png)"', loaded.similar(image, 5).html)
+    assert found == near
+  given = re.findall(
+    r'alt="(\w+.png)"', loaded.similar(images / "007.png", 6).html
+  )
+  assert given == ["007.png", *near]
+  with pytest.raises(odc_jax.UserError, match="no training image"):
+    loaded.similar(NUM_IMAGES)
+  with pytest.raises(odc_jax.UserError, match="cannot be read"):
+    loaded.similar(b"no image")
+  drawn = ElementTree.fromstring(loaded.plot_map().html)
+  svg = "{http://www.w3.org/2000/svg}"
+  assert len(drawn.findall(f"{svg}g")) == len([s for s in sizes.values() if s])
+  dots = drawn.findall(f".//{svg}circle")
+  assert len(dots) == NUM_IMAGES
+  places = np.array([[float(d.get("cx")), float(d.get("cy"))] for d in dots])
+  assert places.min() >= 0
+  assert (places.max(axis=0) <= [720, float(drawn.get("height"))]).all()
+  assert len(re.findall("<circle", loaded.plot_map(50).html)) == 50
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert html.escape(summary["verdict"]) in loaded._repr_html_()
+  # Of images that are gone the names are left.
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  config = json.loads((copy / "config.json").read_text())
+  config["data"]["source"] = f"folder:{tmp_path}/gone"
+  (copy / "config.json").write_text(json.dumps(config))
+  rows = loaded.clusters().replace_schema_metadata()
+  pq.write_table(rows, copy / "clusters.parquet")
+  with pytest.warns(UserWarning, match="there are no pictures"):
+    without = odc_jax.load(copy).show(2, 3).html
+  assert "<img" not in without
+  assert without.count('.png"') == 6
+
+
+def test_ipython_shows_the_tables_of_a_run(workdir, loaded, monkeypatch):
+  printers = {}
+  formatter = types.SimpleNamespace(
+    type_printers=printers, for_type=printers.__setitem__
+  )
+  shell = types.SimpleNamespace(
+    display_formatter=types.SimpleNamespace(formatters={"text/html": formatter})
+  )
+  ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+  monkeypatch.setitem(sys.modules, "IPython", ipython)
+  odc_jax.load(workdir)
+  draw = printers[pa.Table]
+  drawn = draw(loaded.clusters())
+  assert drawn.count("<tr>") == 11
+  assert "<td" in drawn
+  assert "007.png" in drawn
+  assert f"{NUM_IMAGES} rows" in drawn
+  hostile = {"key": ["<script>"], "cluster": [0], "image": [{"bytes": b"x"}]}
+  drawn = draw(pa.table(hostile))
+  assert "<script>" not in drawn
+  assert "data:image/webp;base64,eA==" in drawn
+  assert draw(pa.table({"other": [1]})) is None
+
+
 def test_mistakes_are_named(workdir, images, tmp_path, monkeypatch):
   empty = tmp_path / "empty"
   empty.mkdir()
@@ -219,6 +380,25 @@ def test_mistakes_are_named(workdir, images, tmp_path, monkeypatch):
     (
       [f"--images={images}", f"--output={workdir / 'clusters.parquet'}"],
       ["a file of the run", "--output"],
+    ),
+    (
+      [f"--images={images}", f"--output={workdir / 'images.txt'}"],
+      ["a file of the run", "--output"],
+    ),
+    (
+      [f"--images={images}", f"--output={workdir / 'warnings.jsonl'}"],
+      ["a file of the run", "--output"],
+    ),
+    (
+      [
+        f"--images={images}",
+        f"--output={workdir / 'checkpoints' / 'x.parquet'}",
+      ],
+      ["a file of the run", "--output"],
+    ),
+    (
+      [f"--images={images}", f"--output={images / '000.png'}"],
+      ["no table of --mode=assign", "--output"],
     ),
     ([f"--images={images / '000.png'}"], ["is a file", "--images"]),
   ):
@@ -273,7 +453,7 @@ def test_without_comparisons_there_are_clusters_all_the_same(
 def test_every_column_is_explained(workdir):
   names = pq.read_schema(workdir / "clusters.parquet").names
   lacking = [name for name in table.COLUMNS if name not in names]
-  assert lacking == ["label", "cluster_name"]
+  assert lacking == ["label", "cluster_name", "taken", "image"]
 
 
 def test_the_command_takes_in_names_and_marks(environment, workdir, tmp_path):

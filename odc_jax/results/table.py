@@ -262,21 +262,42 @@ def _set_column(
       writer.close()
 
 
-def _metadata(names: Sequence[str], folder: str | None) -> dict[str, bytes]:
-  """Returns the metadata of the schema."""
-  nullable = [
+def pandas_metadata(rows: pa.Table) -> dict[str, bytes]:
+  """Returns what tells pandas to keep integers where some are missing.
+
+  Without it they become floats. Other readers ignore it.
+
+  Args:
+    rows: A table.
+  """
+  return _pandas_metadata(
+    {
+      field.name: field.type.bit_width
+      for field in rows.schema
+      if pa.types.is_integer(field.type) and rows[field.name].null_count
+    }
+  )
+
+
+def _pandas_metadata(bits: Mapping[str, int]) -> dict[str, bytes]:
+  """Returns the metadata for columns of integers, of so many bits."""
+  columns = [
     {
       "name": name,
       "field_name": name,
-      "pandas_type": "int32",
-      "numpy_type": "Int32",  # pandas' integers with a missing value
+      "pandas_type": f"int{width}",
+      "numpy_type": f"Int{width}",  # pandas' integers with a missing value
       "metadata": None,
     }
-    for name in _NULLABLE
-    if name in names
+    for name, width in bits.items()
   ]
-  pandas = {"index_columns": [], "column_indexes": [], "columns": nullable}
-  metadata = {"pandas": json.dumps(pandas).encode()}
+  pandas = {"index_columns": [], "column_indexes": [], "columns": columns}
+  return {"pandas": json.dumps(pandas).encode()}
+
+
+def _metadata(names: Sequence[str], folder: str | None) -> dict[str, bytes]:
+  """Returns the metadata of the schema."""
+  metadata = _pandas_metadata({n: 32 for n in _NULLABLE if n in names})
   if folder is not None:
     metadata[FOLDER] = os.fsencode(folder)
   return metadata

@@ -99,16 +99,7 @@ def write(
   means = clusters.means(features, judged.cluster, num_clusters)
   merges = tree.merge_tree(means, sizes)
   groups = _cut(merges, num_groups, sizes)
-  columns = {
-    "key": keys,
-    "label": labels,
-    "cluster": judged.cluster,
-    "cluster_size": sizes[judged.cluster],
-    "similarity": judged.similarity,
-    "second_cluster": judged.second_cluster,
-    "margin": judged.margin,
-    "confidence": judged.confidence,
-  }
+  columns = _columns(keys, labels, sizes, judged)
   if groups is not None:
     columns["cluster_group"] = groups[judged.cluster]
   columns |= facts or {}
@@ -140,6 +131,20 @@ def write(
   write_json(workdir / "clusters.json", summary)
   if (workdir / annotations.FILE).exists():
     print(annotations.apply(workdir, workdir / annotations.FILE))
+
+
+def _columns(keys, labels, sizes, judged):
+  """Returns the columns that every table has, of n values each."""
+  return {
+    "key": keys,
+    "label": labels,
+    "cluster": judged.cluster,
+    "cluster_size": sizes[judged.cluster],
+    "similarity": judged.similarity,
+    "second_cluster": judged.second_cluster,
+    "margin": judged.margin,
+    "confidence": judged.confidence,
+  }
 
 
 def _save_arrays(workdir, centroids, components):
