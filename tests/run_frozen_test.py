@@ -1,6 +1,8 @@
 """The program with a frozen backbone: one pass, then heads and memories."""
 
+import hashlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -89,7 +91,7 @@ def kept(workdir):
 
 
 def test_the_backbone_stays_and_its_features_are_kept(
-  environment, finished, weights, tmp_path
+  environment, finished, images, weights, tmp_path
 ):
   features = np.load(kept(finished) / "features.npy")
   assert features.shape == (NUM_IMAGES, WIDTH)
@@ -101,6 +103,13 @@ def test_the_backbone_stays_and_its_features_are_kept(
   table = pq.read_table(finished / "clusters.parquet").to_pydict()
   assert len(table["key"]) == NUM_IMAGES - 1
   assert set(table["label"]) == {0, 1, 2}
+  assert (set(table["width"]), set(table["height"])) == ({40}, {48})
+  assert all(0 < value < 1 for value in table["brightness"])
+  path = images / table["key"][0]
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert table["sha256"][0] == digest
+  schema = pq.read_schema(finished / "clusters.parquet")
+  assert schema.metadata[b"odc_jax.folder"] == bytes(images)
   losses = [x["train/loss"] for x in lines_of(finished) if "train/loss" in x]
   assert np.mean(losses[-3:]) < losses[0]
   # That the clusters of fixed features settle early is no sign of collapse.
@@ -184,6 +193,8 @@ def test_it_is_evaluated_and_reported_again(environment, finished, tmp_path):
 def test_the_next_experiment_finds_the_features(environment, finished, flags):
   files = [kept(finished) / f"{name}.npy" for name in ("features", "labels")]
   files.append(kept(finished) / "done.json")
+  files += (finished.parent / "facts").iterdir()
+  assert len(files) == 4
   before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
   workdir = finished.parent / "second"
   status, _, err = run(
@@ -198,6 +209,13 @@ def test_the_next_experiment_finds_the_features(environment, finished, flags):
   assert status == 0, err
   # The only ones still, and nobody wrote to them.
   assert [(f.stat().st_mtime_ns, f.read_bytes()) for f in files] == before
+  columns = ["key", "width", "sharpness", "sha256"]
+  ours, theirs = (
+    pq.read_table(run / "clusters.parquet", columns=columns)
+    for run in (workdir, finished)
+  )
+  assert ours == theirs
+  assert len(os.listdir(finished.parent / "facts")) == 1
   kept(finished)
   bad = [(finished.parent / run_ / "bad_images.txt") for run_ in
          ("first", "second")]  # fmt: skip

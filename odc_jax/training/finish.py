@@ -101,11 +101,11 @@ def _facts(run: Run, readable: np.ndarray) -> dict[str, pa.Array]:
     )
     return {}
   kept = None
-  if check.is_frozen(run.config):  # beside the features, for the next run
+  if check.is_frozen(run.config):  # as features are, for the next run
     data = run.config.data
     folder = getattr(run.train, "base", "")
     name = hashlib.sha256(f"{folder}\0{data.split}".encode()).hexdigest()[:16]
-    kept = run.workdir.parent / "features" / f"facts-{name}.parquet"
+    kept = run.workdir.parent / "facts" / f"{name}.parquet"
   with progress.bar("looking at the files", n) as advance:
     return facts.look(
       run.train,
