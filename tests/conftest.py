@@ -65,7 +65,10 @@ def pytest_generate_tests(metafunc):
         raise pytest.UsageError(
           f"no {fixture.removeprefix('golden_')}*.npz in {folder}"
         )
-      metafunc.parametrize(fixture, files, ids=lambda file: file.stem)
+      # `-k golden` is to find every test that follows a recording.
+      metafunc.parametrize(
+        fixture, files, ids=lambda file: f"golden-{file.stem}"
+      )
 
 
 class ByFile(LoadFileScheduling):

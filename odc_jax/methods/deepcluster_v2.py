@@ -117,20 +117,20 @@ def recluster(
   """Clusters the bank, which the steps of the next epoch then fill again.
 
   Args:
-    config: Reads `num_clusters`, `extra_clusters`, `num_examples`, `seed`,
-      `deepcluster_v2.*`.
+    config: Reads `num_clusters`, `extra_clusters`, `seed`, `deepcluster_v2.*`.
     state: The bank as the epoch before left it; empty at step 0.
-    passes: At step 0, over augmented views in training mode.
+    passes: At step 0, over augmented views in training mode; of the images in
+      the whole batches of the first epoch, as the official loader drops the
+      rest. Those are not trained on until the epoch after, without clusters.
     step: Decides, with the seed, where k-means starts.
 
   Source: main_deepclusterv2.py:init_memory, cluster_memory.
   """
   samples = state.samples
   if step == 0:
-    rows = jnp.arange(samples.bank.shape[0])
+    bank, in_bank = passes.of_epoch()
     samples = samples._replace(
-      bank=passes.augmented().astype(samples.bank.dtype),
-      in_bank=rows < config.num_examples,
+      bank=bank.astype(samples.bank.dtype), in_bank=in_bank
     )
 
   assignments, centroids, sizes = _cluster(

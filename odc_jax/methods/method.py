@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from odc_jax import labels
 from odc_jax.config import check
@@ -22,12 +22,18 @@ class Passes(NamedTuple):
       move on.
     head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering.
     params: The network's parameters.
+    of_epoch: () -> what `augmented` gives, of the images alone that the whole
+      batches of the epoch that begins hold, and which these are, [n]. The other
+      rows are zero. None where nobody asks for it.
   """
 
   embeddings: Callable[[], Float[Array, "n d"]]
   augmented: Callable[[], Float[Array, "n v d"]]
   head: Callable[..., tuple[Array, ...]]
   params: Any
+  of_epoch: (
+    Callable[[], tuple[Float[Array, "n v d"], Bool[Array, "n"]]] | None
+  ) = None
 
 
 @dataclasses.dataclass(frozen=True)

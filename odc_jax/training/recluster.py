@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config
+from odc_jax.config import Config, check
 from odc_jax.data import feed, loader
+from odc_jax.data import order as order_lib
 from odc_jax.distributed import processes
 from odc_jax.evals.evaluation import Evaluation
 from odc_jax.logs import progress
@@ -79,10 +80,24 @@ class Reclustering:
     def augmented():
       nonlocal batch_stats
       with self._bar(step) as advance:
-        rows, batch_stats = self._augmented(state, step, advance)
+        order = self._shuffled(state, step)
+        rows, batch_stats = self._augmented(state, step, order, advance)
       return rows
 
-    passes = Passes(embeddings, augmented, self._program.head, params)
+    def of_epoch():
+      nonlocal batch_stats
+      with self._bar(step) as advance:
+        order = self._epoch(state, step)
+        rows, batch_stats = self._augmented(state, step, order, advance)
+      seen = jax.jit(
+        lambda order: jnp.zeros(rows.shape[0], bool).at[order].set(True),
+        out_shardings=mesh_lib.rows(self._mesh),
+      )(order)
+      return rows, seen
+
+    passes = Passes(
+      embeddings, augmented, self._program.head, params, of_epoch
+    )
     method_state = self._method.recluster(
       self._config, state.method, passes, step
     )
@@ -149,19 +164,48 @@ class Reclustering:
       step == 0 and processes.is_first(),
     )
 
+  def _shuffled(self, state: TrainState, step: int) -> Int[np.ndarray, "m"]:
+    """Returns all images, in whole batches."""
+    n, b = self._config.num_examples, self._config.batch_size
+    rng = np.random.default_rng(self._stream(state, step))
+    order = rng.permutation(n).astype(np.int32)
+    # The last batch is filled up with images of the first.
+    return np.concatenate([order, order[: -n % b]])
+
+  def _epoch(self, state: TrainState, step: int) -> Int[np.ndarray, "m"]:
+    """Returns the images of the epoch that begins, in its whole batches."""
+    config = self._config
+    return np.concatenate(
+      [
+        order_lib.batch_indices(
+          config.num_examples,
+          config.batch_size,
+          step + i,
+          self._seed(state),
+          config.data.sampling,
+        )
+        for i in range(check.steps_per_epoch(config))
+      ]
+    )
+
+  def _seed(self, state: TrainState) -> int:
+    """Returns the seed of the data's order, which is another in a restart."""
+    return self._config.seed + (int(state.restarts) << 32)
+
+  def _stream(self, state: TrainState, step: int) -> np.random.SeedSequence:
+    """Returns a stream of its own, apart from the training's."""
+    return np.random.SeedSequence([self._seed(state) % 2**64, step])
+
   def _augmented(
-    self, state: TrainState, step: int, advance: Callable[[int], None]
+    self,
+    state: TrainState,
+    step: int,
+    order: Int[np.ndarray, "m"],
+    advance: Callable[[int], None],
   ) -> tuple[Float[Array, "n v d"], Any]:
     """Returns embeddings of augmented crops, and the moved statistics."""
     config, program = self._config, self._program
     n, b = config.num_examples, config.batch_size
-    seed = config.seed + (int(state.restarts) << 32)
-    # A stream of its own, apart from the training's.
-    sequence = np.random.SeedSequence([seed % 2**64, step])
-    rng = np.random.default_rng(sequence)
-    order = rng.permutation(n).astype(np.int32)
-    # The last batch is filled up with images of the first.
-    order = np.concatenate([order, order[: -n % b]])
     large, *_ = loader.crops(config.data)
     _, size = program.outputs.embeddings.shape
     rows = jax.jit(
@@ -175,7 +219,7 @@ class Reclustering:
       config.data,
       batch_size=b,
       crops=[large],
-      seed=int(sequence.generate_state(1, np.uint64)[0]),
+      seed=int(self._stream(state, step).generate_state(1, np.uint64)[0]),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       order=order,
