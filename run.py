@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -293,7 +294,14 @@ def _plan() -> None:
     topology_name=TOPOLOGY.value,
     num_examples=NUM_EXAMPLES.value,
     images_per_second=IMAGES_PER_SECOND.value,
+    written=_written(),
   )
+
+
+def _written() -> Any:
+  """Returns the experiment as its file has it, without --config.KEY=VALUE."""
+  flag: Any = flags.FLAGS["config"]
+  return flag.parser.parse(config_flags.get_config_filename(flag))
 
 
 def _run_name(config_file: str) -> str:

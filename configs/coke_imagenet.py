@@ -45,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.4,
@@ -67,6 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_out",
       "neck": "mlp3",
       "neck_hidden": 2048,
       "embedding_dim": 128,
@@ -144,6 +146,19 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.small_views = 6
     config.data.small_size = 96
     config.data.small_crop_scale = (0.05, 0.6)
+    # They have a recipe of their own, which is that of `single`.
+    own = {
+      "brightness": (0.4, 0.4, 0.8),
+      "contrast": (0.4, 0.4, 0.8),
+      "saturation": (0.2, 0.2, 0.8),
+      "hue": (0.1, 0.1, 0.2),
+      "blur": (1.0, 0.1, 0.5),
+      "solarize": (0.0, 0.2, 0.0),
+    }
+    for key, values in own.items():
+      # A number is no tuple, and a key keeps its type.
+      del config.augment[key]
+      config.augment[key] = values
     config.coke.large_weight = 0.5
   elif common.is_quick(variant, "single", "multicrop"):
     common.shrink_imagenet(config)

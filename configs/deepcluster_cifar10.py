@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 2.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.4,
@@ -61,6 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
+      "init": "fan_in",
       # The pooled features are the embeddings.
       "neck": "none",
       "group_size": 0,

@@ -41,6 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 20.0,
+      "rotation_interpolation": "bilinear",
       "translate": 2,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -63,6 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
+      "init": "fan_in",
       # The pooled features are the embeddings.
       "neck": "none",
       "group_size": 0,

@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.0,
       "brightness": 0.0,
@@ -69,6 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_in",
       # fc6 and fc7; what comes before the last ReLU is clustered.
       "neck": "fc",
       "neck_hidden": 4096,

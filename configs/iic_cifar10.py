@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
       # Of the image, then of all copies.
       "flip": (0.0, 0.5),
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": (0.0, 1.0),
       "brightness": 0.4,

@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
       # Of the image, then of all copies.
       "flip": 0.0,
       "rotation": (0.0, 20.0),
+      "rotation_interpolation": "bilinear",
       "translate": 1,
       "jitter_p": (0.0, 1.0),
       "brightness": 0.4,

@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 2.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.4,
@@ -64,6 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
+      "init": "fan_in",
       "neck_hidden": 512,
       "embedding_dim": 128,
       "dropout": 0.5,

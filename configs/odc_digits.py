@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 20.0,
+      "rotation_interpolation": "bilinear",
       "translate": 2,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -58,6 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
+      "init": "fan_in",
       "neck_hidden": 512,
       "embedding_dim": 256,
       "dropout": 0.5,

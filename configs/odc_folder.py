@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 2.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.4,
@@ -69,6 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "float32",
+      "init": "fan_in",
       "neck": "none",
       "embedding_dim": "auto",
       "group_size": 0,
@@ -129,6 +131,7 @@ def _from_random_weights(config: Any) -> None:
         "stem": "imagenet",
         "width": 64,
         "dtype": "float32",
+        "init": "fan_in",
         "neck_hidden": 512,
         "embedding_dim": 128,
         "dropout": 0.5,

@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 2.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -74,6 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_in",
       "neck_hidden": 512,
       "embedding_dim": 256,
       "dropout": 0.5,
@@ -134,6 +136,7 @@ def _freeze(config: Any) -> None:
         "stem": "imagenet",
         "width": 64,
         "dtype": "bfloat16",
+        "init": "fan_in",
         # What the weights say of themselves; written out, so that a plan needs
         # no weights.
         "settings": {

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 10.0,
+      "rotation_interpolation": "bilinear",
       "translate": 2,
       "jitter_p": 1.0,
       "brightness": 0.2,
@@ -62,6 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
+      "init": "fan_in",
       # Officially "mlp2" for small images, without a BatchNorm at the end. The
       # spread of the embeddings is then 0.24 after two epochs instead of 0.95.
       "neck": "mlp3",

@@ -45,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -67,6 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
+      "init": "fan_in",
       # The heads are on the pooled features.
       "neck": "none",
       # A file to start from, as docs/weights.md has them; "": at random.

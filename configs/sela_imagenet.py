@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -74,6 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_in",
       "neck": "fc",
       "neck_hidden": 4096,
       "embedding_dim": 4096,

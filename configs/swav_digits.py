@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 20.0,
+      "rotation_interpolation": "bilinear",
       "translate": 2,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -64,6 +65,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
+      "init": "fan_in",
+      "bn_group_size": 0,
       "neck": "mlp2",
       "neck_hidden": 128,
       "embedding_dim": 64,
@@ -84,6 +87,8 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "name": "sgd",
       "adapt_all": False,
+      "trust": 0.001,
+      "clip": False,
       "learning_rate": 0.1,
       "final_learning_rate": 1e-4,
       "momentum": 0.9,

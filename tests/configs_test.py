@@ -35,7 +35,10 @@ VARIANTS = {
   "odc_folder": ("scratch",),
   "odc_imagenet": ("frozen",),
   "sela_imagenet": ("resnet50",),
-  "swav_imagenet": ("batch256",),
+  "deepcluster_v2_cifar10": ("sololearn",),
+  "deepcluster_v2_imagenet": ("crops160", "two_views"),
+  "swav_cifar10": ("sololearn",),
+  "swav_imagenet": ("batch256", "two_views"),
 }
 EXPERIMENTS = [
   (path, variant)
@@ -98,13 +101,13 @@ def read_in_training(config, monkeypatch):
   """
   read = set()
   recording = Recording(config, read)
-  of_view = augment._of_view
+  of_view = augment.of_view
 
   def recorded_of_view(section, view):
     # It may copy the section, which is no reading.
     return Recording(of_view(ConfigDict(section), view), read, "augment.")
 
-  monkeypatch.setattr(augment, "_of_view", recorded_of_view)
+  monkeypatch.setattr(augment, "of_view", recorded_of_view)
   method, mesh = METHODS[config.method], mesh_lib.make_mesh(1)
   with jax.set_mesh(mesh):
     program = assemble(recording, method, mesh)

@@ -30,7 +30,10 @@ _LEAST = {
     for key in ("num_epochs", "batch_size")
   },
   "model.width": 1,
+  "model.bn_group_size": 0,
 }
+# Keys that name one of a few.
+_CHOICES = {"augment.rotation_interpolation": ("nearest", "bilinear")}
 _ON_NAN = ("stop", "rollback")
 _PAIRS = (
   "data.crop_scale",
@@ -110,6 +113,12 @@ def resolve(config: Config, num_examples: int, num_devices: int) -> Config:
       f"model.group_size={group_size} does not divide batch_size={batch_size}; "
       "0 makes one group of the batch"
     )
+  bn_group_size = config.model.get("bn_group_size", 0)
+  if 0 < bn_group_size < batch_size and batch_size % bn_group_size:
+    raise UserError(
+      f"model.bn_group_size={bn_group_size} does not divide batch_size="
+      f"{batch_size}; 0 makes one group of the batch"
+    )
   config = ConfigDict(config).copy_and_resolve_references()
   with config.unlocked():
     config.num_examples = num_examples
@@ -149,6 +158,12 @@ def check_values(config: Config) -> None:
     value = _value(config, name)
     if value is not None and value < least:
       raise UserError(f"{name}={value} is less than {least}: --config.{name}")
+  for name, choices in _CHOICES.items():
+    value = _value(config, name)
+    if value is not None and value not in choices:
+      raise UserError(
+        f"unknown {name} {value!r}; choose {' or '.join(choices)}"
+      )
   for name in _PAIRS:
     value = _value(config, name)
     if value is None:

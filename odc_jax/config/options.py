@@ -70,6 +70,7 @@ _SECTIONS = {
   "augment": (
     "flip",
     "rotation",
+    "rotation_interpolation",
     "translate",
     "jitter_p",
     "brightness",
@@ -90,6 +91,8 @@ _SECTIONS = {
     "stem",
     "width",
     "dtype",
+    "init",
+    "bn_group_size",
     "weights",
     "train",
     "settings",
@@ -106,6 +109,8 @@ _SECTIONS = {
     "momentum",
     "weight_decay",
     "adapt_all",
+    "trust",
+    "clip",
     "schedule",
     "hold_epochs",
     "warmup_epochs",
@@ -166,12 +171,17 @@ _DEFAULTS = {
   "data.small_views": 0,
   "data.resident": "off",
   "data.interpolation": "bilinear",
+  "augment.rotation_interpolation": "nearest",
+  "model.init": "fan_in",
+  "model.bn_group_size": 0,
   "model.train": "all",
   "model.settings": {},
   "model.neck": "nonlinear",
   "model.predictor": False,
   "optimizer.name": "sgd",
   "optimizer.adapt_all": False,
+  "optimizer.trust": 0.001,
+  "optimizer.clip": False,
   "optimizer.hold_epochs": 0,
   "optimizer.warmup_from": 0.0,
   "optimizer.final_learning_rate": 0.0,
@@ -329,6 +339,10 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
       if key not in ("mean", "std", "sobel"):
         yield f"augment.{key}", "model.train"
 
+  if not str(values.get("model.name")).startswith("resnet"):
+    yield "model.init", "model.name"
+  if "augment.rotation" in off:
+    yield "augment.rotation_interpolation", "augment.rotation"
   if "augment.jitter_p" in off:
     for key in _JITTER:
       yield key, "augment.jitter_p"
@@ -348,7 +362,8 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
       yield f"{section}.crop_ratio", f"{section}.train_crops"
 
   if values["optimizer.name"] != "lars":
-    yield "optimizer.adapt_all", "optimizer.name"
+    for key in ("adapt_all", "trust", "clip"):
+      yield f"optimizer.{key}", "optimizer.name"
   schedule = values.get("optimizer.schedule")
   if schedule != "step":
     yield "optimizer.decay_epochs", "optimizer.schedule"

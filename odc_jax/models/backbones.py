@@ -33,7 +33,9 @@ STACKS: dict[str, plain.Stages] = {
 
 
 def _resnet(make, section, **arguments):
-  return make(stem=section.stem, width=section.width, **arguments)
+  init = section.get("init", "fan_in")
+  check_choice("init", init, resnet.INITS)
+  return make(stem=section.stem, width=section.width, init=init, **arguments)
 
 
 def _stack(make, section, **arguments):
@@ -93,8 +95,9 @@ def build(
   """Builds the backbone that a config describes.
 
   Args:
-    config: section with the keys `name`, `stem`, `width` and `dtype`; and
-      perhaps `settings`, what the network differs in from others of its name:
+    config: section with the keys `name`, `stem`, `width` and `dtype`; perhaps
+      `init` ("fan_in" if left out), which a ResNet starts from; and perhaps
+      `settings`, what the network differs in from others of its name:
       the fields of `Settings` in `vit_settings`, `convnext` and
       `efficientnet_lite`. The width is 64 for the published channels, to which
       all layers are proportional.
@@ -105,7 +108,8 @@ def build(
     The backbone, in training mode.
 
   Raises:
-    UserError: if `name`, `stem`, `dtype` or a setting is not one that there is.
+    UserError: if `name`, `stem`, `dtype`, `init` or a setting is not one that
+      there is.
   """
   section: Any = config
   check_choice("name", section.name, BACKBONES)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odc_jax import errors
-from odc_jax.models import backbones, cluster_heads, heads
+from odc_jax.models import backbones, cluster_heads, heads, norm
 from odc_jax.models.backbone import Backbone, mean_over_places
 from odc_jax.models.backbones import DTYPES, STACKS
 
@@ -56,6 +56,7 @@ class Network(nnx.Module):
     *,
     unit: bool = False,
     views_together: bool | Literal["sizes"] = True,
+    bn_group_size: int = 0,
   ):
     """Composes the network.
 
@@ -73,6 +74,9 @@ class Network(nnx.Module):
         (those of one size in the backbone, all of them behind it), as SwAV
         does it; "sizes": those of each array of the tuple are, in the backbone
         and behind it; else each view has statistics of its own.
+      bn_group_size: images, consecutive in the batch, whose views share
+        BatchNorm statistics; a batch of no more is one group, and so is any
+        with 0. For all BatchNorm but that of a neck with groups of its own.
     """
     self.backbone = backbone
     self.neck = neck
@@ -80,6 +84,7 @@ class Network(nnx.Module):
     self.predictor = predictor
     self.unit = unit
     self.views_together = views_together
+    self.bn_group_size = bn_group_size
 
   def __call__(self, images: Any, rngs: nnx.Rngs | None = None) -> Any:
     """Runs all parts.
@@ -96,6 +101,7 @@ class Network(nnx.Module):
     if not isinstance(images, tuple):
       return self._outputs(*self._pooled(images), rngs)
     if not self.views_together:
+      self._group(images[0].shape[0], self.backbone, self.neck, self.predictor)
       return tuple(
         self._outputs(*self._pooled(kind[:, view]), rngs)
         for kind in images
@@ -113,10 +119,23 @@ class Network(nnx.Module):
       jnp.concatenate(parts, axis=1) for parts in zip(*pooled, strict=True)
     )
     b, v = features.shape[:2]
+    self._group(b, self.neck, self.predictor, num_views=v)
     outputs = self._outputs(
       features.reshape(b * v, -1), inputs.reshape(b * v, -1), rngs
     )
     return tuple(_view(outputs, view, v) for view in range(v))
+
+  def _group(self, num_images, *parts, num_views=1):
+    """Sets how many rows of a batch of views share BatchNorm statistics."""
+    images = self.bn_group_size
+    if not images:
+      return
+    rows = images * num_views if images < num_images else 0
+    for part in parts:
+      if part is not None and not isinstance(part, heads.NonLinearNeck):
+        part.set_attributes(
+          norm.BatchNorm, group_size=rows, raise_if_not_found=False
+        )
 
   def _pooled(self, images):
     """Returns the features, [b, c], and what the neck takes, [b, m]."""
@@ -133,6 +152,7 @@ class Network(nnx.Module):
   def _pooled_views(self, images):
     """Does the same to views of one size: [b, v, ...] -> [b, v, _]."""
     b, v = images.shape[:2]
+    self._group(b, self.backbone, num_views=v)
     # Examples stay side by side: no device hands over a view of its own.
     flat = self._pooled(images.reshape(b * v, *images.shape[2:]))
     return tuple(array.reshape(b, v, -1) for array in flat)
@@ -216,8 +236,9 @@ def build(
       `NECKS`; "nonlinear" if left out), and what that neck reads of
       `neck_hidden`, `embedding_dim`, `dropout`, `neck_bn_momentum` and
       `group_size`. The last is the neck's alone: the official backbone's
-      BatchNorm is synchronised. `predictor`, if there is one, is whether there
-      is to be a predictor.
+      BatchNorm is synchronised, over groups of `bn_group_size` images if there
+      is one. `predictor`, if there is one, is whether there is to be a
+      predictor.
     num_clusters: outputs of the head, k, of every clustering.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
@@ -256,6 +277,7 @@ def build(
     predictor,
     unit=head not in ("linear", "clusterers"),
     views_together=views_together,
+    bn_group_size=section.get("bn_group_size", 0),
   )
 
 

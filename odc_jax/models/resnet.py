@@ -22,8 +22,9 @@ from odc_jax.models.backbone import Backbone
 
 STEMS = ("imagenet", "small")
 
-# A plain normal, as torch's kaiming_normal_. Flax's he_normal cuts the tails.
-_KAIMING = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+# What the variance of a kernel keeps: that of the outputs (OpenSelfSup), or
+# that of the gradients (torchvision, and the codes of SwAV, CoKe and SeCu).
+INITS = ("fan_in", "fan_out")
 
 
 def relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -44,6 +45,7 @@ def _conv(
   size: int,
   stride: int = 1,
   *,
+  init: Any,
   dtype: Any,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -56,7 +58,9 @@ def _conv(
     # Not "SAME", which at stride 2 pads right and bottom only.
     padding=size // 2,
     use_bias=False,
-    kernel_init=_KAIMING,
+    # A plain normal, as torch's kaiming_normal_. Flax's he_normal cuts the
+    # tails.
+    kernel_init=nnx.initializers.variance_scaling(2.0, init, "normal"),
     conv_general_dilated=convolution.convolve,
     dtype=dtype,
     param_dtype=jnp.float32,
@@ -75,6 +79,7 @@ class _Block(nnx.Module):
     width: int,
     stride: int,
     *,
+    init: str,
     dtype: Any,
     rngs: nnx.Rngs,
   ):
@@ -84,7 +89,15 @@ class _Block(nnx.Module):
     if stride != 1 or in_features != out_features:
       self.downsample = nnx.List(
         [
-          _conv(in_features, out_features, 1, stride, dtype=dtype, rngs=rngs),
+          _conv(
+            in_features,
+            out_features,
+            1,
+            stride,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+          ),
           norm.BatchNorm(out_features),
         ]
       )
@@ -107,16 +120,18 @@ class BasicBlock(_Block):
     width: int,
     stride: int,
     *,
+    init: str,
     dtype: Any,
     rngs: nnx.Rngs,
   ):
     """Creates the block: `in_features` channels in, `width` out."""
-    conv = functools.partial(_conv, dtype=dtype, rngs=rngs)
+    types = {"init": init, "dtype": dtype, "rngs": rngs}
+    conv = functools.partial(_conv, **types)
     self.conv1 = conv(in_features, width, 3, stride)
     self.bn1 = norm.BatchNorm(width)
     self.conv2 = conv(width, width, 3)
     self.bn2 = norm.BatchNorm(width)
-    super().__init__(in_features, width, stride, dtype=dtype, rngs=rngs)
+    super().__init__(in_features, width, stride, **types)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
     """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, width]."""
@@ -136,18 +151,20 @@ class Bottleneck(_Block):
     width: int,
     stride: int,
     *,
+    init: str,
     dtype: Any,
     rngs: nnx.Rngs,
   ):
     """Creates the block: `in_features` channels in, 4 `width` out."""
-    conv = functools.partial(_conv, dtype=dtype, rngs=rngs)
+    types = {"init": init, "dtype": dtype, "rngs": rngs}
+    conv = functools.partial(_conv, **types)
     self.conv1 = conv(in_features, width, 1)
     self.bn1 = norm.BatchNorm(width)
     self.conv2 = conv(width, width, 3, stride)
     self.bn2 = norm.BatchNorm(width)
     self.conv3 = conv(width, width * self.expansion, 1)
     self.bn3 = norm.BatchNorm(width * self.expansion)
-    super().__init__(in_features, width, stride, dtype=dtype, rngs=rngs)
+    super().__init__(in_features, width, stride, **types)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
     """Applies the block: [b, h, w, c] -> [b, h/stride, w/stride, 4 width]."""
@@ -172,6 +189,7 @@ class ResNet(Backbone):
     stem: str = "imagenet",
     width: int = 64,
     in_channels: int = 3,
+    init: str = "fan_in",
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -185,18 +203,22 @@ class ResNet(Backbone):
         all (3x3 at stride 1).
       width: channels of the stem; the stages scale with it.
       in_channels: channels of the images.
+      init: one of `INITS`: kernels are N(0, 2 / fan).
       dtype: what convolutions compute in. Parameters and the statistics of
         BatchNorm are float32 in any case.
       rngs: source of the initial weights.
 
     Raises:
-      ValueError: if `stem` is not one of `STEMS`.
+      ValueError: if `stem` is not one of `STEMS`, or `init` of `INITS`.
     """
     if stem not in STEMS:
       raise ValueError(f"unknown stem {stem!r}; one of {', '.join(STEMS)}")
+    if init not in INITS:
+      raise ValueError(f"unknown init {init!r}; one of {', '.join(INITS)}")
     self.stem = stem
+    types = {"init": init, "dtype": dtype, "rngs": rngs}
     size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-    self.conv1 = _conv(in_channels, width, size, stride, dtype=dtype, rngs=rngs)
+    self.conv1 = _conv(in_channels, width, size, stride, **types)
     self.bn1 = norm.BatchNorm(width)
 
     features = width
@@ -205,9 +227,7 @@ class ResNet(Backbone):
       blocks = []
       for j in range(depth):
         stride = 2 if i > 0 and j == 0 else 1
-        blocks.append(
-          block(features, width * 2**i, stride, dtype=dtype, rngs=rngs)
-        )
+        blocks.append(block(features, width * 2**i, stride, **types))
         features = width * 2**i * block.expansion
       stages.append(nnx.List(blocks))
     self.layer1, self.layer2, self.layer3, self.layer4 = stages

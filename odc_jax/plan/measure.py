@@ -78,6 +78,7 @@ def run(
   topology_name: str = "",
   num_examples: int = 0,
   images_per_second: float = 0.0,
+  written: Config | None = None,
 ) -> dict[str, Any]:
   """Prints what a run needs: a table, then the same as one line of JSON.
 
@@ -88,6 +89,8 @@ def run(
     topology_name: A TPU slice, such as "v5e:16x16"; "" for the devices here.
     num_examples: Images in the training set; 0 to open it and count.
     images_per_second: Measured elsewhere; 0 if it is not known.
+    written: The experiment as its file has it, before the command line changed
+      it; None if there is no file.
 
   Returns:
     What the JSON holds.
@@ -105,12 +108,37 @@ def run(
     num_examples = len(sources.make(config.data.source, config.data.split))
   config, _ = describe.fill(config)
   config, reasons = auto.fill(config, num_examples, mesh.size, method.AUTO)
+  if written is not None:
+    reasons = [*reasons, *rate_advice(config, written)]
   config = config_lib.resolve(config, num_examples, mesh.size)
   with jax.set_mesh(mesh):
     program = assemble(config, method, mesh)
     result = _plan(config, method, program, mesh, reasons, images_per_second)
   print(json.dumps({"topology": topology_name, **result}))
   return result
+
+
+def rate_advice(config: Config, written: Config) -> list[str]:
+  """Returns a line where another batch size has kept its learning rate.
+
+  Args:
+    config: An experiment whose sizes are numbers.
+    written: The same as its file has it, whose rate belongs to its batch size.
+
+  Source: Goyal et al., "Accurate, large minibatch SGD", 2017: the rate in
+  proportion to the batch size.
+  """
+  rate, of = config.optimizer.learning_rate, written.batch_size
+  if of in ("auto", config.batch_size):
+    return []
+  if rate != written.optimizer.learning_rate:
+    return []
+  fitting = f"{rate * config.batch_size / of:.3g}"
+  return [
+    f"batch_size={config.batch_size}, but optimizer.learning_rate={rate:g} is "
+    f"the file's for batch_size={of}: in proportion it would be {fitting}, "
+    f"--config.optimizer.learning_rate={fitting}"
+  ]
 
 
 def lowered(
@@ -158,6 +186,7 @@ def lowered(
       lambda: passed("augmented", augmented),
       program.head,
       params,
+      lambda: (passed("augmented", augmented), augmented[:, 0, 0] != 0),
     )
     return method.recluster(config, method_state, passes, 0)
 

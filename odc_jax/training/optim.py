@@ -9,7 +9,8 @@ import optax
 from odc_jax.config import Config
 from odc_jax.errors import UserError
 
-# LARS: greatest length of a step, as a share of the parameter's own length.
+# LARS: greatest length of a step at a rate of 1, as a share of the parameter's
+# own length, where the config leaves it out.
 TRUST = 0.001
 
 
@@ -72,10 +73,12 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
   the momentum builds up while the rate is 0 (`optax.lars` has it inside).
 
   Of "sgd", g' = g + weight_decay p. Of "lars", g' is that times
-  0.001 |p| / |g + weight_decay p| (times 1 where a length is 0), for parameters
+  trust |p| / |g + weight_decay p| (times 1 where a length is 0), for parameters
   of two or more axes; for the others, biases and BatchNorm, g' = g. With
   `adapt_all` none are excepted, as in SwAV, whose LARC has |g| + weight_decay
   |p| below the line: the same within a millionth at its weight decay of 1e-6.
+  With `clip` it is (g + weight_decay p) min(q / lr, 1), q = trust |p| / (|g| +
+  weight_decay |p|): no layer has a greater rate than lr, as in solo-learn.
 
   AdamW is `adamw`, with `momentum` for its first moment.
 
@@ -85,7 +88,8 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
   Args:
     config: The section `optimizer`: `learning_rate`, `momentum`,
       `weight_decay`, and what `schedule` reads. These may be left out: `name`
-      ("sgd"; or "lars", "adamw"), `adapt_all` (False), `head_momentum` (that
+      ("sgd"; or "lars", "adamw"), `adapt_all` (False), `trust` (0.001), `clip`
+      (False), `head_momentum` (that
       of the body; ODC's is 0), `head_learning_rate` (a constant; the body's
       schedule), `head_freeze_epochs` (for so many epochs the head gets no
       update, and no momentum; 0).
@@ -95,7 +99,8 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     UserError: If there is no such `name` or schedule.
 
   Source: OpenSelfSup configs/selfsup/odc/r50_v1.py, apis/train.py; SeCu
-    secu/optimizer.py; SwAV main_swav.py and apex LARC.
+    secu/optimizer.py; SwAV main_swav.py and apex LARC; solo-learn
+    solo/utils/lars.py.
   """
   name = config.get("name", "sgd")
   if name not in ("sgd", "lars", "adamw"):
@@ -109,7 +114,7 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     if name == "adamw":
       return adamw(learning_rate, config.weight_decay, momentum)
     return optax.chain(
-      _decayed(config, name),
+      _decayed(config, name, learning_rate),
       optax.sgd(learning_rate, momentum=momentum or None),
     )
 
@@ -184,17 +189,50 @@ def by_part(
   return optax.partition({"body": body, "head": head}, parts)
 
 
-def _decayed(config: Config, name: str) -> optax.GradientTransformation:
+def _decayed(
+  config: Config, name: str, learning_rate: Any
+) -> optax.GradientTransformation:
   """Returns g -> g' of `make`."""
   decay = optax.add_decayed_weights(config.weight_decay)
   if name == "sgd":
     return decay
-  adapt = optax.chain(decay, optax.scale_by_trust_ratio(0.0, TRUST))
+  trust = config.get("trust", TRUST)
+  if config.get("clip", False):
+    adapt = _clipped(learning_rate, config.weight_decay, trust)
+  else:
+    adapt = optax.chain(decay, optax.scale_by_trust_ratio(0.0, trust))
   if config.get("adapt_all", False):
     return adapt
   return optax.masked(
     adapt, lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
   )
+
+
+def _clipped(
+  learning_rate: Any, weight_decay: float, trust: float
+) -> optax.GradientTransformation:
+  """Returns g -> g' of `make` with `clip`."""
+
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params=None):
+    rate = learning_rate
+    if callable(learning_rate):
+      rate = learning_rate(state.count)
+
+    def adapted(g, p):
+      of_p, of_g = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
+      q = trust * of_p / (of_g + weight_decay * of_p + 1e-8)
+      scaled = (g + weight_decay * p) * jnp.minimum(q / rate, 1)
+      # Officially not even the decay where a length is 0.
+      return jnp.where((of_p > 0) & (of_g > 0), scaled, g)
+
+    updates = jax.tree.map(adapted, updates, params)
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  return optax.GradientTransformation(init, update)
 
 
 def _later(rate: Any, steps: int) -> Any:

@@ -46,9 +46,17 @@ def test_a_run_cannot_be_trained_in_another_way(workdir):
     ({"data.small_crop_scale": (0.5, 0.1)}, "small_crop_scale.* is no pair"),
     ({"extra_clusters": (30, 1798)}, "extra_clusters has 1798"),
     ({"num_clusters": 1798}, "num_clusters=1798 is not between"),
+    (
+      {"model.bn_group_size": 24, "batch_size": 64},
+      r"model\.bn_group_size=24 does not divide batch_size=64",
+    ),
+    (
+      {"augment.rotation_interpolation": "cubic"},
+      "rotation_interpolation 'cubic'; choose nearest or bilinear",
+    ),
   ],
 )
-def test_sizes_that_make_no_sense(changes, says):
+def test_values_that_make_no_sense(changes, says):
   config = swav_digits.get_config()
   with config.unlocked():
     config.update_from_flattened_dict({"extra_clusters": (30,), **changes})

@@ -16,6 +16,7 @@ from configs import (
   sela_digits,
   sela_imagenet,
   swav_digits,
+  swav_imagenet,
 )
 from odc_jax.config import check, options, store
 from odc_jax.errors import UserError
@@ -75,6 +76,13 @@ def changed(module, values):
     (deepcluster_v2_digits, {"data.small_size": 8}, "data.small_views=0"),
     (deepcluster_v2_digits, {"optimizer.warmup_from": 0.1}, "warmup_epochs=0"),
     (swav_digits, {"optimizer.adapt_all": True}, "optimizer.name='sgd'"),
+    (swav_digits, {"optimizer.clip": True}, "optimizer.name='sgd'"),
+    (
+      swav_imagenet,
+      {"augment.rotation_interpolation": "bilinear"},
+      "augment.rotation=0.0",
+    ),
+    (sela_imagenet, {"model.init": "fan_out"}, "model.name='alexnet'"),
     (swav_digits, {"swav.queue_start_epoch": 2}, "swav.queue_length=0"),
     (secu_digits, {"secu.entropy_weight": 1.0}, "secu.constraint='size'"),
     (

@@ -1,5 +1,7 @@
 """The augmentations against Pillow, which torchvision's reference calls."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -58,23 +60,35 @@ def run(config, images, index=None, seed=0):
 
 
 @pytest.mark.parametrize("angle", [-30.0, -2.0, 0.0, 2.0, 90.0])
-def test_rotation_is_that_of_pillow(angle):
-  image = smooth()
-  turned = Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR)
-  got = np.asarray(jax.jit(lib.rotate)(image, jnp.float32(angle)))
+@pytest.mark.parametrize("interpolation", lib.ROTATIONS)
+def test_rotation_is_that_of_pillow(interpolation, angle):
+  nearest = interpolation == "nearest"
+  # Noise would tell a pixel from its neighbour, and so the nearest needs it.
+  image = noise(1, 64, 48)[0] if nearest else smooth()
+  turned = Image.fromarray(image).rotate(
+    angle, Image.Resampling[interpolation.upper()]
+  )
+  rotate = functools.partial(lib.rotate, interpolation=interpolation)
+  got = np.asarray(jax.jit(rotate)(image, jnp.float32(angle)))
   difference = np.abs(got - np.asarray(turned))
   # Where a corner lies within rounding of the image's edge, Pillow's fixed
-  # point and our float may disagree about inside; nowhere else.
+  # point and our float may disagree about inside; nowhere else. So they may
+  # about the nearest of two neighbours.
   assert (difference.max(-1) > 1.01).mean() < 1e-3
   if angle == 0:
     np.testing.assert_array_equal(got, image)
 
 
 @pytest.mark.parametrize("angle", [0.0, 17.0])
-def test_rotation_of_the_mirrored_image(angle):
+@pytest.mark.parametrize("interpolation", lib.ROTATIONS)
+def test_rotation_of_the_mirrored_image(interpolation, angle):
   image = jnp.asarray(smooth(31, 40))
-  got = lib.rotate(image, jnp.float32(angle), jnp.array(True))
-  want = lib.rotate(image[:, ::-1], jnp.float32(angle))
+  got = lib.rotate(
+    image, jnp.float32(angle), jnp.array(True), interpolation=interpolation
+  )
+  want = lib.rotate(
+    image[:, ::-1], jnp.float32(angle), interpolation=interpolation
+  )
   # As against Pillow, an edge pixel may fall inside or outside.
   assert (np.abs(got - want).max(-1) > 0.01).mean() < 2e-3
   if angle == 0:

@@ -119,6 +119,30 @@ def test_outputs_are_float32_whatever_is_computed_in():
   assert neck.fc0.kernel[...].dtype == jnp.float32
 
 
+def test_scores_in_bfloat16_are_summed_in_float32():
+  """Rounding them would cost 2^-9; what is left is rounding the factors."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.choice([0.5, 1.0, 2.0], (8, 300)), jnp.float32)
+  for head in (
+    heads.Prototypes(300, (5,), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+    heads.LinearHeads(300, (5,), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+  ):
+    if isinstance(head, heads.Prototypes):
+      kernel, bias = head.kernels[0], 0.0
+    else:
+      kernel, bias = head.heads[0].fc.kernel, 1 + 2**-12
+      head.heads[0].fc.bias[...] = jnp.full(5, bias)
+    # Factors that bfloat16 holds, so that the sum alone can be wrong.
+    kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    (scores,) = head(x)
+    exact = np.float64(x) @ np.float64(kernel[...]) + bias
+    np.testing.assert_allclose(scores, exact, atol=2e-5)
+    gradient = jax.grad(lambda x, head=head: head(x)[0].sum())(x)
+    np.testing.assert_allclose(
+      gradient, np.tile(np.float64(kernel[...]).sum(1), (8, 1)), atol=2e-2
+    )
+
+
 def test_projection_by_hand():
   """Two rows, one hidden unit x normalised to -1 and 1, then ReLU, then 2 h."""
   layers = heads.Projection((1, 1, 1), rngs=nnx.Rngs(0))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from odc_jax import UserError
 from odc_jax.models import backbone as backbone_lib
-from odc_jax.models import heads, network
+from odc_jax.models import heads, network, norm
 
 
 def model_config(**changes):
@@ -22,6 +22,8 @@ def model_config(**changes):
       "stem": "small",
       "width": 4,
       "dtype": "float32",
+      "init": "fan_in",
+      "bn_group_size": 0,
       "neck": "nonlinear",
       "predictor": False,
       "neck_hidden": 16,
@@ -123,6 +125,7 @@ def test_outputs_of_a_built_network():
     ("name", "resnet19", "resnet18"),
     ("stem", "tiny", "small"),
     ("dtype", "float16", "bfloat16"),
+    ("init", "fan_avg", "fan_out"),
   ],
 )
 def test_an_unknown_choice_names_those_there_are(key, value, choice):
@@ -179,6 +182,57 @@ def test_views_share_statistics_or_have_their_own():
     assert np.abs(one.embeddings.mean(0)).max() > 1e-3
   mean = np.mean([one.embeddings for one in together], axis=(0, 1))
   np.testing.assert_allclose(mean, 0, atol=1e-5)
+
+
+class Normed(backbone_lib.Backbone):
+  """Its last map is the image, normalised."""
+
+  def __init__(self):
+    self.bn = norm.BatchNorm(3)
+
+  def __call__(self, images):
+    return [self.bn(images)]
+
+
+@pytest.mark.parametrize("views_together", [True, False])
+def test_groups_of_images_share_statistics(views_together):
+  """As if each had been a batch; in the backbone and behind it."""
+
+  def run(images, bn_group_size):
+    rngs = nnx.Rngs(0)
+    return network.Network(
+      Normed(),
+      heads.Projection((3, 4, 3), norm_last=True, rngs=rngs),
+      None,
+      heads.Projection((3, 4, 3), rngs=rngs),
+      views_together=views_together,
+      bn_group_size=bn_group_size,
+    )(images)
+
+  images = views_of(np.random.default_rng(0))
+  halves = [
+    run(tuple(kind[rows] for kind in images), 0)
+    for rows in (slice(0, 2), slice(2, 4))
+  ]
+  expected = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+  found = run(images, 2)
+  assert len(found) == 5
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected
+  )
+  # A batch of no more images is one group.
+  whole = run(images, 0)
+  assert np.abs(whole[0].embeddings - found[0].embeddings).max() > 0.1
+  for size in (4, 512):
+    jax.tree.map(np.testing.assert_array_equal, run(images, size), whole)
+
+
+def test_a_neck_with_groups_of_its_own_keeps_them():
+  config = model_config(bn_group_size=2, group_size=4, dropout=0.0)
+  model = network.build(config, 10, nnx.Rngs(0))
+  model((jnp.ones((4, 1, 8, 8, 3)),), nnx.Rngs(0))
+  assert model.neck.bn0.group_size == 4
+  assert model.backbone.layer1[0].bn1.group_size == 2
 
 
 def test_unit_embeddings_predictions_and_prototypes():

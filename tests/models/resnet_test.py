@@ -174,11 +174,16 @@ def test_maps_of_a_narrow_network(name, stem, expected):
   assert [a.shape for a in maps] == [(2, n, n, c) for n, c in expected]
 
 
-def test_initial_weights():
-  block = resnet.BasicBlock(128, 128, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(("init", "fan"), [("fan_in", 128), ("fan_out", 96)])
+def test_initial_weights(init, fan):
+  block = resnet.BasicBlock(
+    128, 96, 2, init=init, dtype=jnp.float32, rngs=nnx.Rngs(0)
+  )
   kernel = np.asarray(block.conv1.kernel[...])
-  assert kernel.shape == (3, 3, 128, 128)
-  std = np.sqrt(2 / (9 * 128))
+  assert kernel.shape == (3, 3, 128, 96)
+  projection = np.asarray(block.downsample[0].kernel[...])
+  np.testing.assert_allclose(projection.std(), np.sqrt(2 / fan), rtol=0.02)
+  std = np.sqrt(2 / (9 * fan))
   np.testing.assert_allclose(kernel.std(), std, rtol=0.01)
   # Flax's own he_normal ends at 2.3 of its standard deviations.
   assert np.abs(kernel).max() > 4 * std
@@ -188,9 +193,11 @@ def test_initial_weights():
   np.testing.assert_array_equal(block.bn2.bias[...], 0)
 
 
-def test_an_unknown_stem_is_an_error():
+def test_an_unknown_stem_or_start_is_an_error():
   with pytest.raises(ValueError, match="'tiny'"):
     resnet.RESNETS["resnet18"](stem="tiny", rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="'fan_avg'"):
+    resnet.RESNETS["resnet18"](init="fan_avg", rngs=nnx.Rngs(0))
 
 
 def test_relu_keeps_nan_and_stops_the_gradient_at_zero():

@@ -306,3 +306,28 @@ def test_nothing_is_kept_of_a_backbone_that_learns(planned):
   assert planned["disk"] == {}
   assert "features on their way" not in planned["host"]
   assert "features of all images" not in planned["parts"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({}, ""),
+    ({"batch_size": 4096}, "would be 0.48, --config.optimizer.learning_rate"),
+    ({"batch_size": 4096, "optimizer.learning_rate": 0.48}, ""),
+    ({"optimizer.learning_rate": 0.48}, ""),
+  ],
+  ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_a_batch_size_that_has_kept_its_rate_is_named(changes, says):
+  """0.06 at 512, in proportion 0.48 at 4,096."""
+  config = odc_imagenet.get_config()
+  config.update_from_flattened_dict(changes)
+  found = measure.rate_advice(config, odc_imagenet.get_config())
+  assert bool(found) == bool(says)
+  assert says in "".join(found)
+
+
+def test_a_batch_size_that_follows_from_the_data_has_no_rate_of_its_own():
+  config = odc_folder.get_config()
+  config.batch_size = "64"
+  assert not measure.rate_advice(config, odc_folder.get_config())

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from odc_jax.errors import UserError
 from odc_jax.training import optim
+from tests.recordings import load
 
 
 def section(**overrides):
@@ -115,7 +116,8 @@ def by_hand(config, params, velocity, gradient, t, part, steps_per_epoch):
     gradient = gradient + config.weight_decay * params
     lengths = np.linalg.norm(params), np.linalg.norm(gradient)
     if lars and all(lengths):
-      gradient = gradient * 0.001 * lengths[0] / lengths[1]
+      trust = config.get("trust", 0.001)
+      gradient = gradient * trust * lengths[0] / lengths[1]
   velocity = momentum * velocity + gradient
   return params - rate * velocity, velocity
 
@@ -132,6 +134,7 @@ LARS = {"name": "lars", "learning_rate": 40.0}
     {"head_freeze_epochs": 1, "head_learning_rate": 0.3},
     LARS,
     {**LARS, "adapt_all": True},
+    {**LARS, "trust": 0.02},
     {**LARS, "head_learning_rate": 60.0, "head_momentum": 0.9},
   ],
   ids=lambda overrides: "-".join(overrides) or "odc",
@@ -177,6 +180,73 @@ def test_optimizers_are_pytorch_s(overrides):
       params,
       expected,
     )
+
+
+def contrastive(params, view1, view2, temperature):
+  """SimCLR's loss of the recording's network, with torch's layouts."""
+
+  def of_view(x):
+    def layer(x, name):
+      return x @ params[f"{name}.weight"].T + params[f"{name}.bias"][None]
+
+    x = layer(jax.nn.relu(layer(x, "body")), "projector.0")
+    x = (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-5)[None]
+    x = x * params["projector.1.weight"][None]
+    x = jax.nn.relu(x + params["projector.1.bias"][None])
+    x = layer(x, "projector.3")
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+  rows = jnp.concatenate([of_view(view1), of_view(view2)])
+  n = len(rows)
+  scores = rows @ rows.T / temperature - 1e9 * jnp.eye(n)
+  partners = scores[jnp.arange(n), jnp.roll(jnp.arange(n), n // 2)]
+  return jnp.mean(jax.nn.logsumexp(scores, axis=1) - partners)
+
+
+def test_lars_that_clips_follows_solo_learn(
+  golden_simclr_train_lars_clip, monkeypatch
+):
+  trace = load(golden_simclr_train_lars_clip)
+  _, momentum, decay, temperature, trust = trace["hpf"].tolist()
+  monkeypatch.setattr(
+    optim, "schedule", lambda *_: lambda step: jnp.asarray(trace["lr"])[step]
+  )
+  config = section(
+    name="lars",
+    trust=trust,
+    clip=True,
+    momentum=momentum,
+    head_momentum=momentum,
+    weight_decay=decay,
+  )
+  transform = optim.make(config, steps_per_epoch=1)
+
+  def weights(prefix):
+    return {
+      name.removeprefix(f"{prefix}/"): jnp.asarray(array)
+      for name, array in trace.items()
+      if name.startswith(f"{prefix}/") and "running" not in name
+    }
+
+  @jax.jit
+  def step(params, state, view1, view2):
+    loss, gradient = jax.value_and_grad(contrastive)(
+      params, view1, view2, temperature
+    )
+    updates, state = transform.update(
+      {"neck": gradient}, state, {"neck": params}
+    )
+    return optax.apply_updates(params, updates["neck"]), state, loss
+
+  params = weights("w_start")
+  state = transform.init({"neck": params})
+  for t, size in enumerate(trace["batch_sizes"]):
+    params, state, loss = step(
+      params, state, trace["view1"][t, :size], trace["view2"][t, :size]
+    )
+    np.testing.assert_allclose(loss, trace["loss"][t], atol=1e-5)
+    for name, expected in weights(f"w_after_step{t}").items():
+      np.testing.assert_allclose(params[name], expected, atol=1e-5)
 
 
 def test_momentum_builds_up_while_the_rate_is_zero():
