@@ -34,7 +34,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 
 # Arrays of a recording that hold batches, and which of their axes is b.
-_BATCHES = {"ind": 1, "idx": 1, "crops": 2}
+_BATCHES = {"ind": 1, "idx": 1, "index": 1, "crops": 2}
 
 
 def pytest_addoption(parser):

@@ -312,7 +312,9 @@ class Prototypes(nnx.Module):
 
   def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
     """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
-    return tuple(_scores(x, kernel[...], self.dtype) for kernel in self.kernels)
+    return tuple(
+      _scores(x, kernel[...], self.dtype) for kernel in self.kernels
+    )
 
   def prototypes(self) -> tuple[Array, ...]:
     """Returns the vectors, [k, d] for each clustering."""
@@ -400,8 +402,9 @@ class LinearHead(nnx.Module):
 def _scores(x: Array, kernel: Array, dtype: Any) -> Array:
   """Returns x @ kernel, of factors in `dtype`, as float32: [b, d] -> [b, k].
 
-  A sum that left the multiplication in bfloat16 would round logits to three
-  digits, and SwAV's codes, at epsilon 0.05, by a factor of up to e^0.08.
+  Left in bfloat16 the sums would have three digits, and SwAV's codes, which
+  divide them by 0.05, be wrong by factors of up to e^0.08. The official codes
+  compute in float16, or wholly in float32.
   """
   return jnp.matmul(
     x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
