@@ -15,12 +15,12 @@ ImageNet; two views, without blur, and as many prototypes as images in a batch,
 so that there is no need of a queue. For comparison, of other implementations:
 lightly gives a kNN accuracy of 0.812 after 200 epochs at batch 128 and 0.842 at
 512, with 200 neighbours and the temperature 0.1 as far as is known, which is
---config.eval.knn.k=200 --config.eval.knn.temperature=0.1. solo-learn has 89.17 %
-after 1,000 epochs of its scripts/pretrain/cifar/swav.yaml, whose values
-`:sololearn` has (3,000 prototypes, a queue, blur, crops from 8 % and a LARS that
-clips), of a linear layer that learns while the network does: no evaluator here
-measures that. docs/methods.md says what else differs. Neither has been run to
-its end yet.
+--config.eval.knn.k=200 --config.eval.knn.temperature=0.1. solo-learn has
+89.17 % after 1,000 epochs of its scripts/pretrain/cifar/swav.yaml, whose values
+`:sololearn` has: 3,000 prototypes, a queue, blur, crops from 8 % and a LARS
+that clips. It is of a linear layer that learns while the network does: no
+evaluator here measures that. docs/methods.md says what else differs. Neither
+has been run to its end yet.
 """
 
 from ml_collections import ConfigDict

@@ -312,9 +312,7 @@ class Prototypes(nnx.Module):
 
   def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
     """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
-    return tuple(
-      _scores(x, kernel[...], self.dtype) for kernel in self.kernels
-    )
+    return tuple(_scores(x, kernel[...], self.dtype) for kernel in self.kernels)
 
   def prototypes(self) -> tuple[Array, ...]:
     """Returns the vectors, [k, d] for each clustering."""

@@ -95,9 +95,7 @@ class Reclustering:
       )(order)
       return rows, seen
 
-    passes = Passes(
-      embeddings, augmented, self._program.head, params, of_epoch
-    )
+    passes = Passes(embeddings, augmented, self._program.head, params, of_epoch)
     method_state = self._method.recluster(
       self._config, state.method, passes, step
     )

@@ -42,6 +42,7 @@ def test_the_first_pass_is_of_the_epoch_s_images(sampling, mesh, monkeypatch):
   monkeypatch.setattr(recluster.Reclustering, "_augmented", pass_over)
   program = mock.Mock(spec=Program)
   program.head = None
+  program.evaluated.return_value = {}, {}
   program.shardings = types.SimpleNamespace(method=mesh_lib.replicated(mesh))
   reclustering = recluster.Reclustering(
     config,
