@@ -12,14 +12,15 @@ in a run of two), or, with neither, for as long as the config says. What a
 schedule counts in epochs (warm-up, decays, frozen heads) shrinks with the run,
 and SeLa solves as often in an epoch; an epoch without learning that a method
 begins with (CoKe, SeCu) stays. `--quick` takes the configs' `:quick`, whose
-numbers of clusters suit some thousand images. ODC's smallest cluster is 0.16 of
-the mean one, as on ImageNet. Evaluates what it ends with and prints one table,
-and one JSON line: kNN and logistic regression on the frozen backbone, NMI
-(arithmetic) of the clusters with the labels, images/s of the training with its
-re-clusterings, and the memory that the compiled step takes on a device. The
-first row is the backbone untrained, with k-means of ODC's embeddings. With
-several seeds, medians. What others have published stands in a column of its
-own: it is of another length and never of this program.
+numbers of clusters suit some thousand images. SimCLR and BYOL are yardsticks:
+their clusters are k-means of the embeddings they end with. ODC's smallest
+cluster is 0.16 of the mean one, as on ImageNet. Evaluates what it ends with and
+prints one table, and one JSON line: kNN and logistic regression on the frozen
+backbone, NMI (arithmetic) of the clusters with the labels, images/s of the
+training with its re-clusterings, and the memory that the compiled step takes on
+a device. The first row is the backbone untrained, with k-means of ODC's
+embeddings. With several seeds, medians. What others have published stands in a
+column of its own: it is of another length and never of this program.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import tempfile
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from odc_jax import mesh as mesh_lib
@@ -43,7 +45,12 @@ from odc_jax.training import loop
 from odc_jax.training.programs import assemble
 
 # CIFAR-10, ResNet-18, 1,000 epochs, linear: README of solo-learn.
-PUBLISHED = {"swav": 0.892, "deepcluster_v2": 0.889}
+PUBLISHED = {
+  "swav": 0.892,
+  "deepcluster_v2": 0.889,
+  "simclr": 0.907,
+  "byol": 0.926,
+}
 COLUMNS = {
   "knn": "eval/knn_top1",
   "linear": "eval/linear_top1_lbfgs",
@@ -110,13 +117,20 @@ def untrained(
 
 
 def epoch_ends(workdir: pathlib.Path) -> list[float]:
-  """Returns at which second every epoch ended."""
+  """Returns at which second every epoch ended.
+
+  Between the lines of the log where none was written just then.
+  """
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [
-    line["time"]
-    for line in map(json.loads, lines)
-    if "cluster/nmi_previous" in line
-  ]
+  # Of several lines of a step the first: what follows is no training.
+  times = {
+    line["step"]: line["time"] for line in map(json.loads, reversed(lines))
+  }
+  config = json.loads((workdir / "config.json").read_text())
+  steps = config["num_examples"] // config["batch_size"]
+  ends = [steps * (epoch + 1) for epoch in range(config["num_epochs"])]
+  known = sorted(times)
+  return np.interp(ends, known, [times[step] for step in known]).tolist()
 
 
 def step_bytes(config: Any) -> int:

@@ -62,6 +62,43 @@ def weighted_cross_entropy(
   return jnp.mean(jnp.sum(weights * losses, axis=1) / jnp.sum(weights, axis=1))
 
 
+def nt_xent(
+  embeddings: Float[Array, "b v d"], temperature: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Returns the normalised temperature-scaled cross-entropy, and an accuracy.
+
+  s_ij = u_i u_j / temperature over all b v rows; the mean over these of
+  -log(sum_positives e^s / sum_others e^s), where the positives are the other
+  views of the row's image, summed inside the logarithm, and the others are all
+  rows but itself, of the global batch. The accuracy is how often the most
+  similar of the others is a positive.
+
+  Args:
+    embeddings: Unit rows u, of every view of a batch.
+    temperature: Divides the cosines.
+
+  Source: SimCLR tf2/objective.py: add_contrastive_loss, which has the sum over
+    two views instead of their mean: v times this; solo-learn losses/simclr.py.
+  """
+  b, v, d = embeddings.shape
+  # Examples stay side by side, so that no device hands over rows of its own.
+  rows = embeddings.reshape(b * v, d)
+  similarity = jnp.matmul(rows, rows.T, precision="highest") / temperature
+  itself = jnp.arange(b * v)
+  similarity = jnp.where(
+    itself[:, None] == itself[None, :], -jnp.inf, similarity
+  )
+  own = (
+    jnp.einsum("bvd,bwd->bvw", embeddings, embeddings, precision="highest")
+    / temperature
+  )
+  own = jnp.where(jnp.eye(v, dtype=bool)[None], -jnp.inf, own)
+  positives = jax.nn.logsumexp(own.reshape(b * v, v), axis=1)
+  others = jax.nn.logsumexp(similarity, axis=1)
+  hit = jnp.argmax(similarity, axis=1) // v == itself // v
+  return jnp.mean(others - positives), jnp.mean(hit)
+
+
 def accuracy(
   logits: Float[Array, "b k"], clusters: Int[Array, "b"]
 ) -> Float[Array, ""]:

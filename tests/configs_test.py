@@ -30,6 +30,7 @@ PATHS = sorted(
   if "_" in path.stem.strip("_")
 )
 VARIANTS = {
+  "byol_imagenet": ("epochs300",),
   "coke_imagenet": ("single", "multicrop"),
   "deepcluster_imagenet": ("vgg16", "resnet50", "resnet50_sobel"),
   "odc_folder": ("scratch",),

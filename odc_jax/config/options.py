@@ -198,6 +198,8 @@ _NECKS = {
     "group_size",
   ),
   "mlp2": ("neck_hidden", "embedding_dim"),
+  "mlp2_no_bias": ("neck_hidden", "embedding_dim"),
+  "mlp2_no_norm": ("neck_hidden", "embedding_dim"),
   "mlp3": ("neck_hidden", "embedding_dim"),
   "fc": ("neck_hidden", "embedding_dim", "dropout"),
 }

@@ -38,6 +38,8 @@ def _linear() -> dict[str, str]:
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/contrast_accuracy": "views of the batch whose most similar other view "
+  "is of the same image",
   "train/center_loss": "the part of the loss that the centres learn from",
   "train/head_loss_min": "the loss of the best of the heads in this batch",
   "train/pair_weight": "how strongly the teachers believe, on average, that an "

@@ -6,6 +6,7 @@ and its configs.
 """
 
 from odc_jax.methods import (
+  byol,
   coke,
   deepcluster,
   deepcluster_v2,
@@ -13,6 +14,7 @@ from odc_jax.methods import (
   odc,
   secu,
   sela,
+  simclr,
   swav,
   temi,
 )
@@ -30,5 +32,7 @@ METHODS: dict[str, Method] = {
     secu,
     temi,
     iic,
+    simclr,
+    byol,
   )
 }

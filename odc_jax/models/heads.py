@@ -117,17 +117,21 @@ class Projection(nnx.Module):
   """Linear layers with BatchNorm and ReLU between them.
 
   The projection of SwAV (`mlp2`), that of CoKe and SeCu on ImageNet (`mlp3`),
-  and the predictor of the latter two.
+  and the predictor of the latter two; without the last bias those of BYOL, and
+  without BatchNorm solo-learn's projection of SimCLR.
 
   Source: SwAV src/resnet50.py: projection_head; SeCu secu/builder.py,
-  secu/builder_imagenet.py.
+  secu/builder_imagenet.py; BYOL utils/networks.py: MLP; solo-learn
+  methods/simclr.py.
   """
 
   def __init__(
     self,
     sizes: Sequence[int],
     *,
+    norm_hidden: bool = True,
     norm_last: bool = False,
+    bias_last: bool = True,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -135,7 +139,9 @@ class Projection(nnx.Module):
 
     Args:
       sizes: of the input, of every hidden layer, and of the output.
-      norm_last: whether a BatchNorm follows the last layer too.
+      norm_hidden: whether a BatchNorm follows every hidden layer.
+      norm_last: whether one follows the last layer too.
+      bias_last: whether the last layer has a bias.
       dtype: what the layers compute in; parameters are float32.
       rngs: source of the initial weights.
     """
@@ -146,15 +152,18 @@ class Projection(nnx.Module):
         nnx.Linear(
           size_in,
           size_out,
+          use_bias=bias_last or i < len(sizes) - 2,
           kernel_init=init,
           dtype=dtype,
           param_dtype=jnp.float32,
           rngs=rngs,
         )
-        for size_in, size_out in itertools.pairwise(sizes)
+        for i, (size_in, size_out) in enumerate(itertools.pairwise(sizes))
       ]
     )
-    normed = sizes[1:] if norm_last else sizes[1:-1]
+    normed = sizes[1:-1] if norm_hidden else ()
+    if norm_last:
+      normed = sizes[1:]
     self.norms = nnx.List([norm.BatchNorm(size) for size in normed])
 
   def __call__(

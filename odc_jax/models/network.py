@@ -268,7 +268,10 @@ def build(
   predictor = None
   if section.get("predictor", False):
     predictor = heads.Projection(
-      (size, section.neck_hidden, size), dtype=dtype, rngs=rngs
+      (size, section.neck_hidden, size),
+      bias_last=kind != "mlp2_no_bias",
+      dtype=dtype,
+      rngs=rngs,
     )
   return Network(
     backbone,
@@ -294,11 +297,11 @@ def _nonlinear(section, backbone, dtype, rngs):
   )
 
 
-def _mlp(section, backbone, dtype, rngs, *, num_hidden, norm_last):
+def _mlp(section, backbone, dtype, rngs, *, num_hidden, **choices):
   hidden = (section.neck_hidden,) * num_hidden
   return heads.Projection(
     (backbone.num_features, *hidden, section.embedding_dim),
-    norm_last=norm_last,
+    **choices,
     dtype=dtype,
     rngs=rngs,
   )
@@ -325,7 +328,10 @@ def _fully_connected(section, backbone, dtype, rngs):
 # embeddings.
 NECKS: dict[str, Callable[..., Any]] = {
   "nonlinear": _nonlinear,
-  "mlp2": functools.partial(_mlp, num_hidden=1, norm_last=False),
+  "mlp2": functools.partial(_mlp, num_hidden=1),
+  # BYOL's; its predictor has no last bias either.
+  "mlp2_no_bias": functools.partial(_mlp, num_hidden=1, bias_last=False),
+  "mlp2_no_norm": functools.partial(_mlp, num_hidden=1, norm_hidden=False),
   "mlp3": functools.partial(_mlp, num_hidden=2, norm_last=True),
   "fc": _fully_connected,
   "standardized": lambda _, backbone, *__: heads.Standardized(

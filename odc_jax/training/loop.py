@@ -100,8 +100,8 @@ def _train(run: Run, rollbacks, num_groups, stack):
         stopping, saved_step = True, step
     if any(due):
       with log.between_steps():
-        if due.sizes:
-          log.write(step, _sizes_and_change(run, state, step))
+        if due.sizes and (found := _sizes_and_change(run, state, step)):
+          log.write(step, found)
         if due.features:
           try:
             features = _evaluate(run, state, step, features, due.scores, log)
@@ -222,8 +222,13 @@ def _evaluate(run: Run, state, step, features, scores, log):
 
 
 def _sizes_and_change(run: Run, state, step) -> dict[str, Any]:
-  """Returns the scalars of an epoch's end, or of the first clustering."""
+  """Returns the scalars of an epoch's end, or of the first clustering.
+
+  None where the method finds its clusters once the run is finished.
+  """
   now = run.clusters(state)
+  if np.all(now == run.config.num_clusters):
+    return {}
   # An image that has no cluster yet counts for none.
   counts = np.bincount(now, minlength=run.config.num_clusters)
   counts = counts[: run.config.num_clusters]

@@ -89,10 +89,10 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     config: The section `optimizer`: `learning_rate`, `momentum`,
       `weight_decay`, and what `schedule` reads. These may be left out: `name`
       ("sgd"; or "lars", "adamw"), `adapt_all` (False), `trust` (0.001), `clip`
-      (False), `head_momentum` (that
-      of the body; ODC's is 0), `head_learning_rate` (a constant; the body's
-      schedule), `head_freeze_epochs` (for so many epochs the head gets no
-      update, and no momentum; 0).
+      (False), `head_momentum` (that of the body; ODC's is 0),
+      `head_learning_rate` (a constant; the body's schedule),
+      `head_freeze_epochs` (for so many epochs the head gets no update, and no
+      momentum; 0).
     steps_per_epoch: Steps per epoch.
 
   Raises:

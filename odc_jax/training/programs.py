@@ -104,7 +104,7 @@ def assemble(
   _check_rows(shapes, shardings, mesh.size)
   augmentation = _augmentation(config)
   forward, maps, head, embed = _evaluation(config, network, shapes.batch_stats)
-  by_teacher = method.teacher is not None and method.teacher.evaluated(config)
+  evaluated, evaluated_parts = _evaluated(config, method)
   size = config.data.image_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
   outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
@@ -139,16 +139,8 @@ def assemble(
       make_judge(config, method, head),
       out_shardings=mesh_lib.replicated(mesh),
     ),
-    evaluated=(
-      state_lib.taught
-      if by_teacher
-      else lambda state: (state.params, state.batch_stats)
-    ),
-    evaluated_parts=(
-      ("params", "batch_stats", "teacher", "teacher_stats")
-      if by_teacher
-      else ("params", "batch_stats")
-    ),
+    evaluated=evaluated,
+    evaluated_parts=evaluated_parts,
     embed=jax.jit(embed, out_shardings=mesh_lib.rows(mesh)),
     shapes=shapes,
     shardings=shardings,
@@ -176,6 +168,14 @@ def _network(config, method) -> Functional:
       views_together=method.VIEWS_TOGETHER,
     )
   )
+
+
+def _evaluated(config, method):
+  """Returns `evaluated` and `evaluated_parts` of `Program`."""
+  parts = ("params", "batch_stats")
+  if method.teacher is not None and method.teacher.evaluated(config):
+    return state_lib.taught, (*parts, "teacher", "teacher_stats")
+  return lambda state: (state.params, state.batch_stats), parts
 
 
 def _augmentation(config):

@@ -257,7 +257,7 @@ def _sized(config, method: Method, train, mesh, num_groups):
     n, config.batch_size, 0, config.seed, config.data.sampling
   )
   num_steps = int(config.num_epochs * check.steps_per_epoch(config))
-  if not num_steps and method.recluster is None:
+  if not num_steps and method.recluster is None and method.finish is None:
     raise UserError(
       f"{config.method} finds its clusters while it trains: num_epochs must be "
       "above 0"
