@@ -111,6 +111,7 @@ _SECTIONS = {
     "adapt_all",
     "trust",
     "clip",
+    "decay_all",
     "schedule",
     "hold_epochs",
     "warmup_epochs",
@@ -182,6 +183,7 @@ _DEFAULTS = {
   "optimizer.adapt_all": False,
   "optimizer.trust": 0.001,
   "optimizer.clip": False,
+  "optimizer.decay_all": True,
   "optimizer.hold_epochs": 0,
   "optimizer.warmup_from": 0.0,
   "optimizer.final_learning_rate": 0.0,
@@ -200,6 +202,7 @@ _NECKS = {
   "mlp2": ("neck_hidden", "embedding_dim"),
   "mlp2_no_bias": ("neck_hidden", "embedding_dim"),
   "mlp2_no_norm": ("neck_hidden", "embedding_dim"),
+  "mlp3_bias_last": ("neck_hidden", "embedding_dim"),
   "mlp3": ("neck_hidden", "embedding_dim"),
   "fc": ("neck_hidden", "embedding_dim", "dropout"),
 }
@@ -366,6 +369,8 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
   if values["optimizer.name"] != "lars":
     for key in ("adapt_all", "trust", "clip"):
       yield f"optimizer.{key}", "optimizer.name"
+  if values["optimizer.name"] != "sgd":
+    yield "optimizer.decay_all", "optimizer.name"
   schedule = values.get("optimizer.schedule")
   if schedule != "step":
     yield "optimizer.decay_epochs", "optimizer.schedule"

@@ -297,6 +297,8 @@ def _protocol(config: Config, evaluator: str) -> dict[str, Any]:
   }
   if evaluator == "reverse":
     protocol["attributes"] = values["eval"].get("attributes", "")
+  if "network" in values["eval"]:  # where the method has two
+    protocol["network"] = values["eval"]["network"]
   # How the network is shown an image.
   shown = {key: values["augment"][key] for key in ("mean", "std", "sobel")}
   return protocol | shown

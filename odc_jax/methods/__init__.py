@@ -11,6 +11,7 @@ from odc_jax.methods import (
   deepcluster,
   deepcluster_v2,
   iic,
+  mira,
   odc,
   secu,
   sela,
@@ -34,5 +35,6 @@ METHODS: dict[str, Method] = {
     iic,
     simclr,
     byol,
+    mira,
   )
 }

@@ -117,7 +117,8 @@ class Projection(nnx.Module):
   """Linear layers with BatchNorm and ReLU between them.
 
   The projection of SwAV (`mlp2`), that of CoKe and SeCu on ImageNet (`mlp3`),
-  and the predictor of the latter two; without the last bias those of BYOL, and
+  and the predictor of the latter two; without the last bias those of BYOL,
+  without the others (`mlp3_bias_last`) MIRA's, and
   without BatchNorm solo-learn's projection of SimCLR.
 
   Source: SwAV src/resnet50.py: projection_head; SeCu secu/builder.py,
@@ -131,6 +132,7 @@ class Projection(nnx.Module):
     *,
     norm_hidden: bool = True,
     norm_last: bool = False,
+    bias_hidden: bool = True,
     bias_last: bool = True,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
@@ -141,7 +143,8 @@ class Projection(nnx.Module):
       sizes: of the input, of every hidden layer, and of the output.
       norm_hidden: whether a BatchNorm follows every hidden layer.
       norm_last: whether one follows the last layer too.
-      bias_last: whether the last layer has a bias.
+      bias_hidden: whether the hidden layers have biases.
+      bias_last: whether the last layer has one.
       dtype: what the layers compute in; parameters are float32.
       rngs: source of the initial weights.
     """
@@ -152,7 +155,7 @@ class Projection(nnx.Module):
         nnx.Linear(
           size_in,
           size_out,
-          use_bias=bias_last or i < len(sizes) - 2,
+          use_bias=bias_last if i == len(sizes) - 2 else bias_hidden,
           kernel_init=init,
           dtype=dtype,
           param_dtype=jnp.float32,
@@ -326,6 +329,30 @@ class Prototypes(nnx.Module):
   def prototypes(self) -> tuple[Array, ...]:
     """Returns the vectors, [k, d] for each clustering."""
     return tuple(kernel[...].T for kernel in self.kernels)
+
+
+class UnitPrototypes(Prototypes):
+  """Vectors that are scaled to unit length where they are used.
+
+  Their own lengths remain, and matter to LARS and to weight decay. Source:
+  torch's weight_norm with g = 1 fixed, as MIRA and CARP have it.
+  """
+
+  def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
+    """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
+    return tuple(
+      jnp.matmul(x.astype(self.dtype), vectors.T.astype(self.dtype)).astype(
+        jnp.float32
+      )
+      for vectors in self.prototypes()
+    )
+
+  def prototypes(self) -> tuple[Array, ...]:
+    """Returns the unit vectors, [k, d] for each clustering."""
+    return tuple(
+      (kernel[...] / jnp.linalg.norm(kernel[...], axis=0, keepdims=True)).T
+      for kernel in self.kernels
+    )
 
 
 class Centers(nnx.Module):

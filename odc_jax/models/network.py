@@ -331,6 +331,8 @@ NECKS: dict[str, Callable[..., Any]] = {
   "mlp2": functools.partial(_mlp, num_hidden=1),
   # BYOL's; its predictor has no last bias either.
   "mlp2_no_bias": functools.partial(_mlp, num_hidden=1, bias_last=False),
+  # MIRA's.
+  "mlp3_bias_last": functools.partial(_mlp, num_hidden=2, bias_hidden=False),
   "mlp2_no_norm": functools.partial(_mlp, num_hidden=1, norm_hidden=False),
   "mlp3": functools.partial(_mlp, num_hidden=2, norm_last=True),
   "fc": _fully_connected,
@@ -369,6 +371,9 @@ def _clusterers(section, size, num_clusters, dtype, rngs):
 HEADS: dict[str, Callable[..., Any]] = {
   "linear": _linear_heads,
   "prototypes": lambda _, size, ks, dtype, rngs: heads.Prototypes(
+    size, ks, dtype=dtype, rngs=rngs
+  ),
+  "unit_prototypes": lambda _, size, ks, dtype, rngs: heads.UnitPrototypes(
     size, ks, dtype=dtype, rngs=rngs
   ),
   "centers": lambda _, size, ks, dtype, rngs: heads.Centers(

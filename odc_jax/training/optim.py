@@ -72,7 +72,8 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
   v <- momentum v + g'; p <- p - lr v: the learning rate comes last, so that
   the momentum builds up while the rate is 0 (`optax.lars` has it inside).
 
-  Of "sgd", g' = g + weight_decay p. Of "lars", g' is that times
+  Of "sgd", g' = g + weight_decay p; without `decay_all` only for parameters of
+  two or more axes. Of "lars", g' is that times
   trust |p| / |g + weight_decay p| (times 1 where a length is 0), for parameters
   of two or more axes; for the others, biases and BatchNorm, g' = g. With
   `adapt_all` none are excepted, as in SwAV, whose LARC has |g| + weight_decay
@@ -89,8 +90,8 @@ def make(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     config: The section `optimizer`: `learning_rate`, `momentum`,
       `weight_decay`, and what `schedule` reads. These may be left out: `name`
       ("sgd"; or "lars", "adamw"), `adapt_all` (False), `trust` (0.001), `clip`
-      (False), `head_momentum` (that of the body; ODC's is 0),
-      `head_learning_rate` (a constant; the body's schedule),
+      (False), `decay_all` (True), `head_momentum` (that of the body; ODC's is
+      0), `head_learning_rate` (a constant; the body's schedule),
       `head_freeze_epochs` (for so many epochs the head gets no update, and no
       momentum; 0).
     steps_per_epoch: Steps per epoch.
@@ -194,8 +195,13 @@ def _decayed(
 ) -> optax.GradientTransformation:
   """Returns g -> g' of `make`."""
   decay = optax.add_decayed_weights(config.weight_decay)
+
+  def is_matrix(params):
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+
   if name == "sgd":
-    return decay
+    everywhere = config.get("decay_all", True)
+    return decay if everywhere else optax.masked(decay, is_matrix)
   trust = config.get("trust", TRUST)
   if config.get("clip", False):
     adapt = _clipped(learning_rate, config.weight_decay, trust)
@@ -203,9 +209,7 @@ def _decayed(
     adapt = optax.chain(decay, optax.scale_by_trust_ratio(0.0, trust))
   if config.get("adapt_all", False):
     return adapt
-  return optax.masked(
-    adapt, lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
-  )
+  return optax.masked(adapt, is_matrix)
 
 
 def _clipped(
@@ -218,9 +222,9 @@ def _clipped(
     return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
   def update(updates, state, params=None):
-    rate = learning_rate
-    if callable(learning_rate):
-      rate = learning_rate(state.count)
+    rate: Any = learning_rate
+    if callable(rate):
+      rate = rate(state.count)
 
     def adapted(g, p):
       of_p, of_g = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())

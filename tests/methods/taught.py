@@ -1,7 +1,5 @@
 """The recorded networks of BYOL, SimCLR and others, and their steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +100,11 @@ class Replay:
     )
     self._shardings = state_lib.shardings(jax.eval_shape(init), mesh)
     self.state = jax.jit(init, out_shardings=self._shardings)()
+    self._targets = jax.jit(
+      lambda state, images: self._targets_of(
+        state, self._views(state, state.params, images)
+      )
+    )
     self._step = jax.jit(
       step_lib.make_step(
         config,
@@ -119,41 +122,44 @@ class Replay:
     copied = jax.tree.map(jnp.array, parts)
     self.state = jax.device_put(self.state._replace(**copied), self._shardings)
 
-  def look(self, views):
+  def look(self, *kinds):
     """Returns what the networks make of views: the student's, the teacher's."""
-    images = (self._stacked(views),)
-    apply = functools.partial(
-      self._network.apply, images=images, key=None, train=True
-    )
-    student, _ = apply(self.state.params, self.state.batch_stats)
-    teacher = None
-    if self.state.teacher is not None:
-      teacher, _ = apply(*state_lib.taught(self.state))
-    return step_lib.Views(student, teacher)
+    images = tuple(self._stacked(kind) for kind in kinds)
+    return jax.jit(self._views)(self.state, self.state.params, images)
 
-  def gradients(self, views, index=None):
-    """Returns the gradient of the loss of the first step, without decay."""
-    batch = {"index": index}
+  def targets(self, *kinds):
+    """Returns the targets of the step to come."""
+    images = tuple(self._stacked(kind) for kind in kinds)
+    return self._targets(self.state, images)
+
+  def gradients(self, *kinds):
+    """Returns the gradient of the loss of the step to come, without decay."""
+    images = tuple(self._stacked(kind) for kind in kinds)
 
     def loss(params):
-      views_ = self._network.apply(
-        params,
-        self.state.batch_stats,
-        (self._stacked(views),),
-        None,
-        train=True,
-      )[0]
-      if self.state.teacher is not None:
-        views_ = step_lib.Views(views_, self.look(views).teacher)
-      targets = self._method.targets(
-        self._config, self.state.method, views_, batch, self.state.step
-      )
-      targets = jax.lax.stop_gradient(targets)
-      return self._method.loss(
-        self._config, views_, targets, self.state.method
-      )[0]
+      views = self._views(self.state, params, images)
+      targets = jax.lax.stop_gradient(self._targets_of(self.state, views))
+      return self._method.loss(self._config, views, targets, self.state.method)[
+        0
+      ]
 
     return jax.jit(jax.grad(loss))(self.state.params)
+
+  def _views(self, state, params, images):
+    """Returns the outputs as a step has them."""
+    state = step_lib._with_teacher(
+      self._config, self._method, state, state.params, "first"
+    )
+    student, _ = self._network.apply(
+      params, state.batch_stats, images, None, train=True
+    )
+    teacher, _ = step_lib._by_teacher(self._network, state, images, None)
+    return student if teacher is None else step_lib.Views(student, teacher)
+
+  def _targets_of(self, state, views):
+    return self._method.targets(
+      self._config, state.method, views, {}, state.step
+    )
 
   def step(self, *kinds):
     """Takes a step on views [b, size], kind by kind; returns its scalars."""

@@ -314,3 +314,50 @@ def test_adamw_is_pytorch_s(freeze):
     found,
     expected,
   )
+
+
+def test_a_rate_that_is_clipped_by_hand():
+  """solo-learn's LARS: |p| = 5, |g| = 1, a decay of 0.1, a trust of 0.03."""
+  config = section(
+    name="lars",
+    trust=0.03,
+    clip=True,
+    learning_rate=0.5,
+    momentum=0.0,
+    warmup_epochs=0.2,
+    head_learning_rate=0.05,
+  )
+  params = {
+    part: {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([3.0, 4.0])}
+    for part in ("body", "head")
+  }
+  gradients = jax.tree.map(lambda p: p / 5, params)
+  gradients["body"]["zero"] = jnp.zeros((1, 2))
+  params["body"]["zero"] = jnp.ones((1, 2))
+  optimizer = optim.make(config, 10)
+  state = optimizer.init(params)
+  for rate in (0.0, 0.25, 0.5):
+    updates, state = optimizer.update(gradients, state, params)
+    # q = 0.03 * 5 / (1 + 0.1 * 5) = 0.1, and the least of it and the rate.
+    expected = -(np.array([[0.6, 0.8]]) + 0.1 * np.array([[3, 4]]))
+    np.testing.assert_allclose(
+      updates["body"]["kernel"], min(0.1, rate) * expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      updates["head"]["kernel"], 0.05 * expected, rtol=1e-5
+    )
+    # What has but one axis is neither scaled nor decayed, nor what is zero.
+    np.testing.assert_allclose(
+      updates["body"]["bias"], [-rate * 0.6, -rate * 0.8], rtol=1e-5
+    )
+    assert not np.any(updates["body"]["zero"])
+
+
+def test_sgd_that_decays_matrices_alone():
+  config = section(decay_all=False, momentum=0.0)
+  params = {"body": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
+  optimizer = optim.make(config, 10)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["body"]["kernel"], -0.05)
+  assert not np.any(updates["body"]["bias"])
