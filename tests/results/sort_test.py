@@ -262,6 +262,11 @@ def test_images_that_are_no_files_are_not_sorted(tmp_path):
   runs.write_history(workdir, "digits", 5, 60)
   with pytest.raises(UserError, match="are none"):
     sort.sort(workdir, tmp_path / "sorted")
+  # They have pictures all the same, found by their numbers.
+  originals = Originals(workdir)
+  assert originals.picture("digits/0003", 3, 64) is not None
+  assert originals.picture("digits/0003", 4, 64) is None
+  assert originals.path("digits/0003") is None
 
 
 def test_the_folder_in_the_table_is_found_from_anywhere(tmp_path, monkeypatch):
