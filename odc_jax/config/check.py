@@ -32,8 +32,6 @@ _LEAST = {
   "model.width": 1,
   "model.bn_group_size": 0,
 }
-# Keys that name one of a few.
-_CHOICES = {"augment.rotation_interpolation": ("nearest", "bilinear")}
 _ON_NAN = ("stop", "rollback")
 _PAIRS = (
   "data.crop_scale",
@@ -46,8 +44,9 @@ _PAIRS = (
     for key in ("crop_scale", "crop_ratio")
   ),
 )
-# Words that an evaluator knows.
+# Words, where a key is one of a few.
 _CHOICES = {
+  "augment.rotation_interpolation": ("nearest", "bilinear"),
   **{
     f"eval.{section}.{key}": known
     for section in ("linear_sgd", "linear_stages")
@@ -158,12 +157,6 @@ def check_values(config: Config) -> None:
     value = _value(config, name)
     if value is not None and value < least:
       raise UserError(f"{name}={value} is less than {least}: --config.{name}")
-  for name, choices in _CHOICES.items():
-    value = _value(config, name)
-    if value is not None and value not in choices:
-      raise UserError(
-        f"unknown {name} {value!r}; choose {' or '.join(choices)}"
-      )
   for name in _PAIRS:
     value = _value(config, name)
     if value is None:

@@ -52,7 +52,7 @@ def test_a_run_cannot_be_trained_in_another_way(workdir):
     ),
     (
       {"augment.rotation_interpolation": "cubic"},
-      "rotation_interpolation 'cubic'; choose nearest or bilinear",
+      "rotation_interpolation 'cubic'; choose nearest, bilinear",
     ),
   ],
 )
