@@ -81,6 +81,11 @@ def evaluations_in(workdir):
   return json.loads((workdir / "evaluation.json").read_text())
 
 
+def found_in(workdir):
+  """Returns the numbers of all evaluators."""
+  return {k: v for e in evaluations_in(workdir) for k, v in e["scores"].items()}
+
+
 def on_folder(folder):
   config = small()
   config.data.source = f"folder:{folder}"
@@ -92,9 +97,10 @@ def test_the_last_checkpoint_has_the_scores_that_the_run_ended_with(workdir):
   ended_with = scores_in(workdir / "summary.json")
   assert {"eval/knn_top1", "eval/knn_top1_k200"} <= set(ended_with)
   assert evaluate.run(workdir, None, None) == pytest.approx(ended_with)
-  (entry,) = evaluations_in(workdir)
-  assert entry["scores"] == pytest.approx(ended_with)
-  assert entry["of_run"]
+  assert found_in(workdir) == pytest.approx(ended_with)
+  entries = evaluations_in(workdir)
+  assert [one["evaluator"] for one in entries] == ["knn", "clustering"]
+  assert all(one["of_run"] for one in entries)
 
 
 def test_evaluations_add_up(workdir):
@@ -106,8 +112,7 @@ def test_evaluations_add_up(workdir):
   assert set(found) == {name for name in ended_with if "labels" in name}
   found |= evaluate.run(workdir, None, ["knn"])
   assert found == pytest.approx(ended_with)
-  (entry,) = evaluations_in(workdir)
-  assert entry["scores"] == found
+  assert found_in(workdir) == found
   summary = json.loads((workdir / "summary.json").read_text())
   # With what the log knows, such as the sizes of the clusters.
   assert summary == writer.last_values(workdir)
@@ -180,8 +185,8 @@ def test_pascal_voc_has_several_labels_an_image(workdir, tmp_path):
   assert "eval/knn_top1" not in found
   assert 0 < found["eval/svm_map_cv3"] <= 1
   assert 0 < found["eval/low_shot_map_k1_best_c"] <= 1
-  (entry,) = evaluations_in(workdir)
-  assert not entry["of_run"]
+  svm, low_shot = evaluations_in(workdir)
+  assert not svm["of_run"] and not low_shot["of_run"]
 
 
 def test_features_that_are_not_finite_are_refused(workdir, monkeypatch):
