@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from odc_jax.errors import UserError
+
 
 def evaluation(split: str, every_epochs: int | str) -> ConfigDict:
   """Returns the section `eval` for photographs: OpenSelfSup's protocols.
@@ -163,12 +165,12 @@ def is_quick(variant: str, *others: str) -> bool:
   """Returns whether the variant is `quick`, which every experiment has.
 
   Raises:
-    ValueError: If it is neither that, nor "", nor one of the others.
+    UserError: If it is neither that, nor "", nor one of the others.
   """
   known = [f":{name}" for name in ("quick", *others)]
   if variant and f":{variant}" not in known:
     there_are = f"are {', '.join(known[:-1])} and" if others else "is"
-    raise ValueError(
+    raise UserError(
       f"unknown variant {variant!r}; there {there_are} {known[-1]}"
     )
   return variant == "quick"

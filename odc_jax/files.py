@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Paths as they were meant, and files that are there whole or not at all."""
 
 import contextlib
 import json
@@ -7,6 +7,49 @@ import pathlib
 import uuid
 from collections.abc import Iterator
 from typing import Any
+
+import filelock
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a path as a shell would have it, with the user's home for "~".
+
+  Where there is no home, as in a container, "~" stays: nothing is there, and
+  whoever looks says so.
+  """
+  return pathlib.Path(os.path.expanduser(path))
+
+
+class BusyError(Exception):
+  """Another process is at it."""
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[None]:
+  """Encloses what no two processes may do at once.
+
+  Where the file system has no locks, nobody is kept out. A process that is
+  killed keeps nobody out either.
+
+  Args:
+    path: a file that stands for it, made if need be, left behind.
+    timeout: seconds to wait for another process.
+
+  Raises:
+    BusyError: the other one is not done by then.
+    OSError: the file cannot be made.
+  """
+  lock = filelock.FileLock(path)
+  try:
+    lock.acquire(timeout=timeout)
+  except filelock.Timeout as error:
+    raise BusyError(f"{path} is locked") from error
+  except NotImplementedError:
+    pass
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 from absl import flags as absl_flags
 
-import run as run_py
+from odc_jax.cli import main as cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def run_here(monkeypatch, *args):
       delattr(absl_flags.FLAGS, name)
     else:
       absl_flags.FLAGS[name].unparse()
-  run_py.main(run_py._parse(sys.argv))
+  cli.main(cli.parse(sys.argv))
 
 
 def start_together(environment, workdir, count, devices, *flags, each=None):

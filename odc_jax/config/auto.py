@@ -51,6 +51,8 @@ def fill(
       if not isinstance(value, str):
         continue
       if value == AUTO:
+        if rule is None:
+          continue
         value, reason = rule(config, num_examples, num_devices)
         if reason:
           lines.append(f"{name} = {value}: {reason}")
@@ -121,23 +123,29 @@ def _number_of(text: str) -> int | float:
   return int(number) if number.is_integer() else number
 
 
-def _epochs_of(text: str) -> tuple[float, ...]:
+def _numbers_of(text: str) -> tuple[float, ...]:
   return tuple(float(part) for part in text.strip("()").split(",") if part)
 
 
-# In order: a later rule reads what an earlier one wrote.
-_RULES: dict[str, tuple[Callable[..., tuple[Any, str]], Callable]] = {
+# In order: a later rule reads what an earlier one wrote. None: the weights say
+# it, and `interop.describe` has filled it in.
+_RULES: dict[str, tuple[Callable[..., tuple[Any, str]] | None, Callable]] = {
   "batch_size": (_batch_size, int),
   "num_clusters": (_num_clusters, int),
   "num_epochs": (_num_epochs, _number_of),
   "optimizer.num_epochs": (_same_as_num_epochs, _number_of),
-  "optimizer.decay_epochs": (_decay_epochs, _epochs_of),
+  "optimizer.decay_epochs": (_decay_epochs, _numbers_of),
   "eval.every_epochs": (_eval_every, int),
   "checkpoint_every_epochs": (_checkpoint_every, int),
+  "data.image_size": (None, int),
+  "data.eval_resize": (None, int),
+  "augment.mean": (None, _numbers_of),
+  "augment.std": (None, _numbers_of),
+  "model.embedding_dim": (None, int),
 }
 
 
-def _rules(of_method) -> Iterator[tuple[str, tuple[Callable, Callable]]]:
+def _rules(of_method) -> Iterator[tuple[str, tuple[Callable | None, Callable]]]:
   """Yields every rule; the method's own follow the number of clusters."""
   for name, rule in _RULES.items():
     yield name, rule
@@ -150,7 +158,7 @@ def _parsed(name: str, text: str, parse: Callable) -> Any:
   try:
     return parse(text)
   except ValueError as error:
-    kinds = {int: "a whole number", _epochs_of: "numbers between commas"}
+    kinds = {int: "a whole number", _numbers_of: "numbers between commas"}
     raise UserError(
       f"{name}={text!r} is neither auto nor {kinds.get(parse, 'a number')}; "
       f"choose another with --config.{name}"

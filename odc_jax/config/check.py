@@ -4,47 +4,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config
+from odc_jax.config import Config, kinds, options
 from odc_jax.errors import UserError
 
-# Whole numbers and the least that makes sense.
-_LEAST = {
-  "batch_size": 1,
-  "num_epochs": 0,
-  "log_every": 1,
-  "checkpoint_every_epochs": 1,
-  "keep_checkpoints": 1,
-  "data.image_size": 1,
-  "data.num_threads": 0,
-  "data.num_workers": 0,
-  "data.prefetch": 1,
-  "data.views": 1,
-  "data.small_views": 0,
-  "data.small_size": 1,
-  "eval.every_epochs": 1,
-  "eval.batch_size": 1,
-  "eval.knn.k": 1,
-  **{
-    f"eval.{section}.{key}": 1
-    for section in ("linear_sgd", "linear_stages", "semi")
-    for key in ("num_epochs", "batch_size")
-  },
-  "model.width": 1,
-  "model.bn_group_size": 0,
-}
 _ON_NAN = ("stop", "rollback")
-_PAIRS = (
-  "data.crop_scale",
-  "data.small_crop_scale",
-  "data.crop_ratio",
-  "augment.blur_sigma",
-  *(
-    f"eval.{section}.{key}"
-    for section in ("linear_sgd", "linear_stages", "semi")
-    for key in ("crop_scale", "crop_ratio")
-  ),
-)
-# Words, where a key is one of a few.
+# Keys that name one of a few.
 _CHOICES = {
   "augment.rotation_interpolation": ("nearest", "bilinear"),
   **{
@@ -152,20 +116,8 @@ def steps_per_epoch(config: Config) -> int:
 
 
 def check_values(config: Config) -> None:
-  """Raises a UserError where a number makes no sense, whatever the data."""
-  for name, least in _LEAST.items():
-    value = _value(config, name)
-    if value is not None and value < least:
-      raise UserError(f"{name}={value} is less than {least}: --config.{name}")
-  for name in _PAIRS:
-    value = _value(config, name)
-    if value is None:
-      continue
-    if len(value) != 2 or not 0 < value[0] <= value[1]:
-      raise UserError(
-        f"{name}={value} is no pair of a least and a greatest value above 0; "
-        f"set both: --config.{name}=(a,b)"
-      )
+  """Raises a UserError where a value makes no sense, whatever the data."""
+  kinds.check(options.flat(config))
   for name, known in _CHOICES.items():
     value = _value(config, name)
     if value is not None and value not in known:
@@ -196,7 +148,7 @@ def choose(choices: dict[str, Any], name: str, what: str) -> Any:
   Raises:
     UserError: If there is no such name; says which there are.
   """
-  if name not in choices:
+  if not isinstance(name, str) or name not in choices:
     raise UserError(f"unknown {what} {name!r}; choose {', '.join(choices)}")
   return choices[name]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config, former
+from odc_jax.config import Config, former, kinds
 from odc_jax.errors import UserError
 
 # Dotted name -> value.
@@ -226,6 +226,7 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
       say which keys it reads.
     given: The keys that the command line sets, dotted names.
   """
+  kinds.check(flat(config), is_filled=False)
   if method.KEYS is None:
     return
   held = {

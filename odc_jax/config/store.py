@@ -40,7 +40,7 @@ def read(workdir: pathlib.Path) -> Config:
   """
   path = workdir / "config.json"
   try:
-    return ConfigDict(former.upgraded(json.loads(path.read_text())))
+    return ConfigDict(former.upgraded(json.loads(path.read_text("utf-8"))))
   except FileNotFoundError as error:
     raise UserError(
       f"{workdir} holds no run: config.json is missing; train first, with the "
@@ -65,7 +65,7 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
   new = json.loads(config.to_json())
   if resuming:
     try:
-      old = json.loads(path.read_text())
+      old = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
       raise UserError(
         f"{workdir} holds a run whose config.json is missing or damaged; put "

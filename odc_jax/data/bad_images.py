@@ -66,7 +66,7 @@ class BadImages:
     self._news: list[BadImage] = []
     self.indices: set[int] = set()
     if path.exists():
-      for line in path.read_text().splitlines():
+      for line in path.read_text("utf-8").splitlines():
         name, index, *_ = line.split("\t")
         if name == data_set:
           self.indices.add(int(index))
@@ -129,5 +129,5 @@ class BadImages:
     # A key is printable and stays as it is; a reason may have any form.
     reason = " ".join(image.reason.split())
     line = f"{self._data_set}\t{image.index}\t{image.key}\t{reason}"
-    with self._path.open("a") as file:
+    with self._path.open("a", encoding="utf-8") as file:
       file.write(line + "\n")

@@ -4,8 +4,8 @@ Pillow does the decoding and the resizing: it is everywhere, it antialiases,
 and it lets other threads run meanwhile.
 """
 
-import io
 import math
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,11 +13,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
-# An image as a record holds it, or one that is open already.
-AnyImage = bytes | np.ndarray | Image.Image
-
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
-
+from odc_jax.data import opened
+from odc_jax.data.opened import AnyImage, DecodeError, Opened
 
 # Names as timm has them in `pretrained_cfg`.
 INTERPOLATIONS = {
@@ -26,8 +23,13 @@ INTERPOLATIONS = {
 }
 
 
-class DecodeError(ValueError):
-  """The bytes are no image that can be read; the message says why."""
+# A longer strip is not resized as a whole: 65,000 by 1 pixels would become 17
+# GB for the sake of the 200 kB in their middle.
+_LONGEST = 16
+
+# Of an image that a program holds and may have given twice: Pillow reads its
+# file for whoever asks first, and two threads would read it into each other.
+_LOADING = threading.Lock()
 
 
 class Crop(NamedTuple):
@@ -53,7 +55,9 @@ def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
   of an animation the first frame is taken.
 
   Args:
-    image: the bytes of a file, or uint8 pixels [h, w, 3], [h, w, 1] or [h, w].
+    image: what `opened.open_image` takes: the bytes of a file, uint8 pixels
+      [h, w, 3], [h, w, 1] or [h, w], or an opened Pillow image, which stays as
+      it is.
     long_side: for a result that is going to be made smaller: it may already
       come out smaller, with this many pixels or more on its longer side. Saves
       most of the time that a large JPEG takes.
@@ -64,8 +68,11 @@ def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
   Raises:
     DecodeError: it cannot be read.
   """
-  image = open_image(image)
-  return _finish(image, max(image.size) / long_side if long_side else 1.0)
+  found = opened.open_image(image)
+  shrink = max(found.size) / long_side if long_side else 1.0
+  decoded = _finish(found, shrink)
+  # What a program holds is not ours to hand on.
+  return decoded.copy() if decoded is image else decoded
 
 
 def random_resized_crops(
@@ -93,9 +100,8 @@ def random_resized_crops(
   Source: torchvision.transforms.RandomResizedCrop; for several kinds
   facebookresearch/swav src/multicropdataset.py.
   """
-  image = open_image(image)
-  orientation = _orientation(image)
-  width, height = _upright_size(image, orientation)
+  found = opened.open_image(image)
+  width, height = found.size
   views = [crop for crop in crops for _ in range(crop.views)]
   boxes = [
     sample_box(width, height, crop.scale, crop.ratio, rng)
@@ -105,11 +111,11 @@ def random_resized_crops(
     min(right - left, low - top) / crop.size
     for crop, (left, top, right, low) in zip(views, boxes, strict=True)
   )
-  image = _finish(image, shrink)
+  decoded = _finish(found, shrink)
   pixels = []
   for crop, box in zip(views, boxes, strict=True):
-    box = _scaled_box(image, (width, height), orientation, box)
-    resized = image.resize(
+    box = _scaled_box(decoded, found, box)
+    resized = decoded.resize(
       (crop.size, crop.size), Image.Resampling.BILINEAR, box=box
     )
     pixels.append(np.asarray(resized))
@@ -131,8 +137,7 @@ def upright_size(image: AnyImage) -> tuple[int, int]:
   Raises:
     DecodeError: the image cannot be read.
   """
-  image = open_image(image)
-  return _upright_size(image, _orientation(image))
+  return opened.open_image(image).size
 
 
 def fit(
@@ -150,15 +155,16 @@ def fit(
   Raises:
     DecodeError: the image cannot be read.
   """
-  image = open_image(image)
-  orientation = _orientation(image)
-  size = _upright_size(image, orientation)
-  image = _finish(image, max(size) / most)
+  found = opened.open_image(image)
+  size = found.size
+  decoded = _finish(found, max(size) / most)
   if max(size) > most:
     width, height = fitting_size(np.array(size), most).tolist()
-    box = _scaled_box(image, size, orientation, (0, 0, *size))
-    image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-  return np.asarray(image), size
+    box = _scaled_box(decoded, found, (0, 0, *size))
+    decoded = decoded.resize(
+      (width, height), Image.Resampling.BILINEAR, box=box
+    )
+  return np.asarray(decoded), size
 
 
 def fitting_size(
@@ -197,11 +203,21 @@ def resize_center_crop(
   """
   if crop > resize:
     raise ValueError(f"crop {crop} is larger than resize {resize}")
-  image = resize_short_side(image, resize, INTERPOLATIONS[interpolation])
+  found = opened.open_image(image)
+  decoded = _finish(found, min(found.size) / resize)
+  filter = INTERPOLATIONS[interpolation]
+  sides = _with_short_side(found.size, resize)
   # Python's round to even, as in torchvision.
-  left = round((image.width - crop) / 2)
-  top = round((image.height - crop) / 2)
-  return np.asarray(image.crop((left, top, left + crop, top + crop)))
+  left, top = (round((side - crop) / 2) for side in sides)
+  middle = left, top, left + crop, top + crop
+  if max(sides) <= _LONGEST * resize:
+    whole = _scaled_box(decoded, found, (0, 0, *found.size))
+    resized = decoded.resize(sides, filter, box=whole)
+    return np.asarray(resized.crop(middle))
+  x, y = (full / side for full, side in zip(found.size, sides, strict=True))
+  box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
+  box = _scaled_box(decoded, found, box)
+  return np.asarray(decoded.resize((crop, crop), filter, box=box))
 
 
 def resize_squash(
@@ -222,8 +238,17 @@ def resize_squash(
   Source: torchvision.transforms.Resize(resize) and Resize((crop, crop)), in
   OpenSelfSup configs/benchmarks/extract_info/voc07.py.
   """
-  image = resize_short_side(image, resize)
-  return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR))
+  found = opened.open_image(image)
+  decoded = _finish(found, min(found.size) / resize)
+  whole = _scaled_box(decoded, found, (0, 0, *found.size))
+  width, height = (
+    min(side, _LONGEST * resize)
+    for side in _with_short_side(found.size, resize)
+  )
+  resized = decoded.resize(
+    (width, height), Image.Resampling.BILINEAR, box=whole
+  )
+  return np.asarray(resized.resize((crop, crop), Image.Resampling.BILINEAR))
 
 
 def resize_short_side(
@@ -239,76 +264,52 @@ def resize_short_side(
     filter: what resamples.
 
   Raises:
-    DecodeError: the image cannot be read.
+    DecodeError: the image cannot be read; or is a strip that would become
+      longer than a hundred times its width.
   """
-  image = open_image(image)
-  orientation = _orientation(image)
-  width, height = _upright_size(image, orientation)
-  short = min(width, height)
-  image = _finish(image, short / resize)
-  box = _scaled_box(image, (width, height), orientation, (0, 0, width, height))
-  width = resize * width // short
-  height = resize * height // short
-  return image.resize((width, height), filter, box=box)
+  found = opened.open_image(image)
+  sides = _with_short_side(found.size, resize)
+  if max(sides) > 100 * resize:
+    raise DecodeError(
+      f"{found.size[0]} x {found.size[1]} pixels are a strip, too long to be "
+      "resized by its short side"
+    )
+  decoded = _finish(found, min(found.size) / resize)
+  whole = _scaled_box(decoded, found, (0, 0, *found.size))
+  return decoded.resize(sides, filter, box=whole)
 
 
-def open_image(image: AnyImage) -> Image.Image:
-  """Reads the header, not yet the pixels."""
-  if isinstance(image, Image.Image):
-    return image
-  if isinstance(image, np.ndarray):
-    if image.ndim == 3 and image.shape[-1] == 1:
-      image = image[..., 0]
-    shape = image.shape
-    colour = image.ndim == 3 and shape[-1] == 3
-    if image.dtype != np.uint8 or not (colour or image.ndim == 2) or 0 in shape:
-      raise DecodeError(f"pixels are {image.dtype}{shape}, not uint8 [h, w, 3]")
-    return Image.fromarray(image)
-  if not image:
-    raise DecodeError("the file is empty")
-  try:
-    return Image.open(io.BytesIO(image))
-  except Image.UnidentifiedImageError as error:
-    # Pillow's own text names a BytesIO object.
-    raise DecodeError("not an image in any known format") from error
-  except Exception as error:  # as in _finish
-    raise DecodeError(str(error) or type(error).__name__) from error
+def _with_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
+  """Returns width and height where the short side is that long."""
+  width, height = size
+  return short * width // min(size), short * height // min(size)
 
 
-def _orientation(image: Image.Image) -> int:
-  try:
-    return image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # a broken EXIF block does not break the image
-    return 1
-
-
-def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-  """Returns width and height after the EXIF orientation is applied."""
-  width, height = image.size
-  return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
-
-
-def _finish(image: Image.Image, shrink: float = 1) -> Image.Image:
+def _finish(found: Opened, shrink: float = 1) -> Image.Image:
   """Decodes an open image to upright RGB.
 
   Args:
-    image: as `open_image` returns it.
+    found: the image.
     shrink: how much smaller than the file than the result is going to be. A
       JPEG is then decoded at the next lower of 1/2, 1/4 and 1/8, which skips
       most of the inverse transform.
 
   Returns:
-    The image in mode RGB.
+    The image in mode RGB; the one that was given, where it is just that.
 
   Raises:
     DecodeError: it cannot be read.
   """
+  image = found.image
   try:
-    if shrink >= 2 and image.format == "JPEG":
+    if not found.is_ours:
+      with _LOADING:
+        image.load()
+    elif shrink >= 2 and image.format == "JPEG":
       factor = next(f for f in (8, 4, 2) if shrink >= f)
       image.draft(None, (image.width // factor, image.height // factor))
     image.load()
-    if _orientation(image) != 1:
+    if found.orientation != 1:
       image = ImageOps.exif_transpose(image)
     return _to_rgb(image)
   except DecodeError:
@@ -316,24 +317,36 @@ def _finish(image: Image.Image, shrink: float = 1) -> Image.Image:
   # Broken files raise whatever the decoder tripped over: OSError, SyntaxError,
   # struct.error, EOFError, DecompressionBombError ...
   except Exception as error:
-    raise DecodeError(str(error) or type(error).__name__) from error
+    raise opened.reason_of(error) from error
 
 
 def _scaled_box(
   image: Image.Image,
-  size: tuple[int, int],
-  orientation: int,
-  box: tuple[int, int, int, int],
+  found: Opened,
+  box: Sequence[float | int],
 ) -> tuple[float, float, float, float]:
   """Turns a box in the file's upright pixels into one in the decoded image's.
 
-  A JPEG may have come out at 1/2, 1/4 or 1/8 of `size`, rounded up: what it
+  A JPEG may have come out at 1/2, 1/4 or 1/8 of its size, rounded up: what it
   gained by rounding lies where the stored image has its right and lower edge.
+
+  Raises:
+    DecodeError: the image has another size than its header says.
   """
-  width, height = size
-  factor = next(f for f in (1, 2, 4, 8) if -(-width // f) == image.width)
-  x = image.width - width / factor if orientation in (2, 3, 6, 7) else 0
-  y = image.height - height / factor if orientation in (3, 4, 7, 8) else 0
+  width, height = found.size
+  for factor in (1, 2, 4, 8):
+    if (-(-width // factor), -(-height // factor)) == image.size:
+      break
+  else:
+    raise DecodeError(
+      f"its header says {width} x {height} pixels, but it has "
+      f"{image.width} x {image.height}"
+    )
+  x = y = 0.0
+  if found.orientation in (2, 3, 6, 7):
+    x = image.width - width / factor
+  if found.orientation in (3, 4, 7, 8):
+    y = image.height - height / factor
   left, top, right, low = (edge / factor for edge in box)
   return left + x, top + y, right + x, low + y
 
@@ -344,6 +357,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image
   if image.mode.startswith("I;16"):
     # convert() clips at 255: everything but the darkest 1/256 turns white.
+    grey = np.asarray(image) >> 8
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+  if image.mode == "I" and image.format == "PPM":
+    # 16 bits a pixel, which Pillow widens, and stretches where it was less.
     grey = np.asarray(image) >> 8
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
   if image.mode in ("I", "F"):

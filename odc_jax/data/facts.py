@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 from PIL import Image
 
-from odc_jax.data import decode
+from odc_jax.data import decode, opened
 from odc_jax.data.source import Source
 from odc_jax.files import whole
 
@@ -85,11 +85,11 @@ def of_image(image: bytes | np.ndarray) -> Facts:
   Source of the sharpness: Pech-Pacheco et al. 2000, Diatom autofocusing in
   brightfield microscopy (LAPV).
   """
-  opened = decode.open_image(image)
-  width, height = decode.upright_size(opened)
-  taken = _taken(opened)
+  found = opened.open_image(image)
+  width, height = found.size
+  taken = _taken(found.image)
   # Twice the side: what a JPEG is decoded at beforehand is not antialiased.
-  gray = decode.decode(opened, long_side=2 * SIDE).convert("L")
+  gray = decode.decode(image, long_side=2 * SIDE).convert("L")
   gray.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
   luma = np.asarray(gray, np.float32)
   data = image if isinstance(image, bytes) else image.tobytes()

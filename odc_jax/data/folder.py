@@ -1,17 +1,43 @@
 """The images below a folder, and the list of them that a run is held to."""
 
+import collections
 import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 
 from odc_jax.data.source import Record
 from odc_jax.errors import UserError
-from odc_jax.files import write_whole
+from odc_jax.files import expanded, write_whole
 
+# All that every build of Pillow can read, by the names that they go by.
 IMAGE_SUFFIXES = frozenset(
-  {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+  {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib"),
+    *(".webp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".mpo"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
+  }
+)
+
+# Pictures that are passed over: who has some should know.
+_OTHER_SUFFIXES = frozenset(
+  {
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".wdp", ".j2k", ".jpx", ".jpf"),
+    *(".svg", ".svgz", ".psd", ".psb", ".xcf", ".ai", ".eps", ".ps", ".pdf"),
+    *(".tga", ".pcx", ".ico", ".icns", ".cur", ".dds", ".exr", ".hdr", ".pfm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"),
+    *(".dcm", ".nii", ".fits", ".fit", ".czi", ".svs", ".ndpi", ".flif"),
+  }
+)
+
+# Folders of systems and of their programs, which hold copies or waste.
+_NOT_THE_USERS = frozenset(
+  {
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN"),
+    *("System Volume Information", "lost+found"),
+  }
 )
 
 # Controls, the two other line breaks, and what stands for bytes that are no
@@ -23,7 +49,9 @@ _UNPRINTABLE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class Folder:
   """Every image file below a folder, sorted by path.
 
-  Hidden files and folders are left out; links are followed. Where every image
+  Hidden files and folders are left out, and so are those that an operating
+  system makes for itself (a network drive's thumbnails, a bin); links are
+  followed. Where every image
   lies in a folder of the first level, and in none below that, these folders
   are the labels, numbered in sorted order.
 
@@ -31,6 +59,12 @@ class Folder:
   backslash escapes for line breaks and other control characters (`\\n`,
   `\\x1b`, `\\u2028`), for bytes that are no UTF-8 (`\\xff`) and for the
   backslash itself, so that it can be printed and no two files share one.
+
+  Attributes:
+    passed_over: Suffix of a kind of picture that is not read -> how many there
+      are.
+    classes: The names of the labels, if there are any.
+    num_classes: How many there are.
   """
 
   def __init__(
@@ -53,12 +87,17 @@ class Folder:
         "data source 'folder:' names no folder; "
         "set --config.data.source=folder:/your/images"
       )
-    base = pathlib.Path(path).expanduser()
-    if not base.is_dir():
+    base = expanded(path)
+    # Not Path's own: they raise where a name is too long, or access denied.
+    if os.path.isfile(base):
+      raise UserError(f"folder:{path} is a file; give the folder that it is in")
+    if not os.path.isdir(base):
       raise UserError(f"folder:{path}: there is no such folder; check the path")
     root = base / split
-    if os.path.isabs(split) or not root.is_dir():
-      there = sorted(p.name for p in base.iterdir() if p.is_dir())
+    if os.path.isabs(split) or not os.path.isdir(root):
+      there = []
+      with contextlib.suppress(OSError):
+        there = sorted(p.name for p in base.iterdir() if p.is_dir())
       raise UserError(
         f"folder:{path} has no split (sub-folder) {split!r}: "
         f"there is {', '.join(there[:10]) or 'none; leave the split empty'}"
@@ -66,11 +105,14 @@ class Folder:
     inside = root.relative_to(base).as_posix()
     prefix = "" if inside == "." else f"{inside}/"
     self._base = str(base.absolute())
-    self._paths = sorted(_image_paths(str(root), prefix))
+    others: collections.Counter[str] = collections.Counter()
+    self._paths = sorted(_image_paths(str(root), prefix, others))
+    self.passed_over = dict(others.most_common())
     if not self._paths:
       raise UserError(
         f"folder:{path}: no images in {root}; "
         f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
+        + (f", found {counted(self.passed_over)}" if others else "")
       )
     # One list, not two equal ones, where all names are plain: there may be
     # millions, and each worker process gets a copy.
@@ -123,15 +165,31 @@ class Folder:
     return len(self._paths)
 
   def __getitem__(self, index: int) -> Record:
-    path = pathlib.Path(self._base, self._paths[index])
-    if path.exists() and not path.is_file():
-      raise OSError("not a regular file")  # a pipe would never end
+    path = os.path.join(self._base, self._paths[index])
     return {
-      "image": path.read_bytes(),
+      "image": read_file(path),
       "index": index,
       "key": self._keys[index],
       "label": None if self._labels is None else self._labels[index],
     }
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+  """Returns what is in a file.
+
+  Args:
+    path: where it is; "~" is the user's home.
+
+  Raises:
+    OSError: it cannot be read, or is no file: a pipe would never end, nor would
+      a device.
+  """
+  path = expanded(path)
+  kind = path.stat().st_mode
+  if not stat.S_ISREG(kind):
+    what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+    raise OSError(f"it is {what}")
+  return path.read_bytes()
 
 
 def write_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
@@ -182,8 +240,22 @@ def check_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
   )
 
 
-def _image_paths(root: str, prefix: str) -> Iterator[str]:
-  """Yields `prefix` + the path below `root`, with "/", of every image."""
+def counted(passed_over: Mapping[str, int]) -> str:
+  """Returns `Folder.passed_over` in words: 3 .heic and 1 .psd."""
+  kinds = [f"{count:,} {suffix}" for suffix, count in passed_over.items()]
+  return " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
+
+def _image_paths(
+  root: str, prefix: str, others: collections.Counter[str]
+) -> Iterator[str]:
+  """Yields `prefix` + the path below `root`, with "/", of every image.
+
+  Args:
+    root: The folder.
+    prefix: What its name becomes.
+    others: Counts the suffixes of pictures of other kinds.
+  """
   seen = set()
   stack = [(root, prefix)]
   while stack:
@@ -201,9 +273,14 @@ def _image_paths(root: str, prefix: str) -> Iterator[str]:
           if name.startswith("."):
             continue
           if _is_folder(entry):
-            subfolders.append(name)
-          elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+            if name not in _NOT_THE_USERS:
+              subfolders.append(name)
+            continue
+          suffix = name[name.rfind(".") :].lower()
+          if suffix in IMAGE_SUFFIXES:
             yield prefix + name
+          elif suffix in _OTHER_SUFFIXES:
+            others[suffix] += 1
     except OSError as error:
       # Left out, its images would be missed by nobody.
       raise UserError(

@@ -349,6 +349,7 @@ def read_one(
     The pixels, and the record that they come from.
   """
   n = len(source)
+  met, lost = len(bad), False
   for i in range(index, index + min(n, _MOST_IN_A_ROW)):
     key = source.keys[i % n] if source.keys else f"number {i % n}"
     try:
@@ -360,11 +361,14 @@ def read_one(
     # A file that is gone, a disk that fails, a record that is no record:
     # every library has an exception of its own.
     except Exception as error:
-      reason = f"{type(error).__name__}: {error}"
+      reason = " ".join(f"{type(error).__name__}: {error}".split())
+      lost = lost or isinstance(error, OSError)
     bad.append(BadImage(i % n, key, reason))
+  first, count = bad[met], len(bad) - met
+  what = f"{count} images in a row" if count > 1 else "the only image there is"
   raise UserError(
-    f"{min(n, _MOST_IN_A_ROW)} images in a row cannot be read, from "
-    f"{bad[-1].key!r} ({bad[-1].reason}); is the disk still there?"
+    f"{what} cannot be read, from {first.key!r} ({first.reason}); "
+    + ("is the disk still there?" if lost else "repair them or leave them out")
   )
 
 

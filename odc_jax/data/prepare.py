@@ -18,6 +18,7 @@ from absl import logging
 
 from odc_jax.data.tfds import file_format_of, open_builder
 from odc_jax.errors import UserError
+from odc_jax.files import expanded
 
 _IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
       f"--data_dir={args.data_dir} is not on this machine; prepare into a "
       "local folder, and copy it from there"
     )
-  data_dir = pathlib.Path(args.data_dir).expanduser().absolute()
+  data_dir = expanded(args.data_dir).absolute()
   builder = open_builder(name, str(data_dir))
   if builder.is_prepared():
     there = file_format_of(builder)
@@ -109,7 +110,7 @@ def _bytes_needed(name: str, manual_dir: str | None, builder: Any) -> int:
         "https://image-net.org/download-images; say where both are with "
         "--manual_dir=/path/to/tars"
       )
-    folder = pathlib.Path(manual_dir).expanduser()
+    folder = expanded(manual_dir)
     missing = [tar for tar in _IMAGENET_TARS if not (folder / tar).is_file()]
     if missing:
       raise UserError(

@@ -1,13 +1,16 @@
 """Pascal VOC2007's images and the classes of objects that are in each."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int8
 
+from odc_jax.data.folder import read_file
 from odc_jax.data.source import Record
 from odc_jax.errors import UserError
+from odc_jax.files import expanded
 
 # Where the archives put it, seen from the folder that is named.
 _PLACES = ("", "VOC2007", "VOCdevkit/VOC2007")
@@ -46,10 +49,10 @@ class Voc:
         "data source 'voc:' names no folder; "
         "set --config.data.source=voc:/path/to/VOCdevkit"
       )
-    base = pathlib.Path(path).expanduser().absolute()
+    base = expanded(path).absolute()
     roots = [base / place for place in _PLACES]
     lists = "ImageSets/Main"
-    root = next((root for root in roots if (root / lists).is_dir()), None)
+    root = next((root for root in roots if os.path.isdir(root / lists)), None)
     if root is None:
       raise UserError(
         f"voc:{path}: there is no {lists} in it, nor in "
@@ -104,7 +107,7 @@ class Voc:
   def __getitem__(self, index: int) -> Record:
     key = self._keys[index]
     return {
-      "image": (self._root / key).read_bytes(),
+      "image": read_file(self._root / key),
       "index": index,
       "key": key,
       "label": None,
@@ -114,7 +117,9 @@ class Voc:
 def _read_list(file: pathlib.Path) -> dict[str, int]:
   """Returns id -> 1, 0 or -1."""
   targets = {}
-  for number, line in enumerate(file.read_text().splitlines(), 1):
+  # Names of images are ASCII; what is not is refused below, line and all.
+  text = read_file(file).decode("utf-8", "backslashreplace")
+  for number, line in enumerate(text.splitlines(), 1):
     if not line.strip():
       continue
     parts = line.split()

@@ -21,6 +21,14 @@ _LEAST_SECONDS = 0.1
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
+# Settings of JAX that this program does not work with, and their defaults.
+_SETTINGS = {
+  "jax_enable_x64": False,
+  "jax_disable_jit": False,
+  "jax_numpy_dtype_promotion": "standard",
+}
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
   """Returns what to give to `jax.jit` as `compiler_options`.
 
@@ -71,6 +79,18 @@ def options_for_once(mesh: Mesh) -> dict[str, int] | None:
   if mesh.devices.flat[0].platform != "cpu":
     return None
   return {"xla_backend_optimization_level": 0}
+
+
+def settle() -> None:
+  """Sets back what the user's environment has set for programs of other kinds.
+
+  Everything here is made for 32 bits, NumPy's rules of promotion and compiled
+  steps. Says so where something was set.
+  """
+  for name, value in _SETTINGS.items():
+    if getattr(jax.config, name) != value:
+      jax.config.update(name, value)
+      print(f"{name.upper()} is set; this program computes without it")
 
 
 def keep_compiled(environ: Mapping[str, str]) -> pathlib.Path | None:

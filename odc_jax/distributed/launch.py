@@ -65,9 +65,11 @@ def start(
     rendezvous.meet(launch, timeout)
   import jax
 
-  from odc_jax.distributed import compiler
+  from odc_jax.distributed import compiler, cores
 
   compiler.keep_compiled(os.environ)
+  compiler.settle()
+  cores.count_quietly()
   evidence = platforms.accelerator(os.environ)
   # AMD's integrated graphics have it too: no evidence, but a doubt.
   amd = pathlib.Path("/dev/kfd").exists()

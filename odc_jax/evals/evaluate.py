@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from odc_jax import files
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options, store
 from odc_jax.config import check as config_lib
@@ -28,6 +29,8 @@ from odc_jax.training.programs import Program, assemble
 
 # Evaluators that need clusters of the images.
 _OF_CLUSTERS = ("clustering", "assignment", "reverse")
+# Writing two small files takes no longer.
+_WAIT_SECONDS = 60
 
 
 def run(
@@ -82,11 +85,8 @@ def _run(workdir, given, names, mesh):
   method = config_lib.choose(METHODS, config.method, "method")
   program = assemble(config, method, mesh)
 
-  workdir.mkdir(parents=True, exist_ok=True)
   bad_path = workdir / "evaluation.bad_images.txt"
-  if processes.is_first():
-    bad_path.unlink(missing_ok=True)
-  processes.gather(None)  # until it is gone
+  _check_writable(workdir, bad_path)
   evaluation = Evaluation(config, program, mesh, train, test, bad_path)
   if not evaluation.has_labels():
     raise UserError(
@@ -118,7 +118,7 @@ def _run(workdir, given, names, mesh):
       )
       _write(workdir, about, scores)
     elif not scores:
-      lacking = "labels to compare with"
+      lacking = "labels to compare with, or too few images of a label"
       if name in _OF_CLUSTERS and clusters is None:
         lacking = "clusters of these images"
       processes.say(f"{name}: no {lacking}; left out")
@@ -133,6 +133,30 @@ def _run(workdir, given, names, mesh):
     if len(bad):
       processes.say(f"{bad}, named in {bad_path}")
   return scores
+
+
+def _check_writable(workdir, bad_path):
+  """Makes the work directory, without a list of an earlier evaluation.
+
+  Before anything is computed: it would be in vain.
+
+  Raises:
+    UserError: In all processes, where it cannot be written to.
+  """
+  problem = None
+  if processes.is_first():
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      bad_path.write_bytes(b"")
+      bad_path.unlink()
+    except OSError as error:
+      problem = str(error)
+  problem = processes.gather(problem)[0]
+  if problem is not None:
+    raise UserError(
+      f"the work directory {workdir} cannot be used: {problem}; choose another "
+      "--workdir"
+    )
 
 
 def _task(workdir, given: Config | None, names, num_devices) -> _Task:
@@ -158,6 +182,8 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
   if of_run is None:
     config = _without_run(asked, len(train), num_devices)
   else:
+    if given is not None:
+      asked = _filled(asked, len(train), num_devices)
     config = _on_other_data(of_run, asked)
   if names is not None:
     with config.unlocked():
@@ -238,13 +264,7 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
       "no checkpoint in the work directory, and no weights: train first, or "
       "give --config.model.weights=FILE"
     )
-  described, _ = describe.fill(given)
-  config, _ = auto.fill(
-    described,
-    num_examples,
-    num_devices,
-    METHODS[given.method].AUTO,
-  )
+  config = _filled(given, num_examples, num_devices)
   with config.unlocked():
     # Sizes that only training reads need not fit the data.
     config.num_clusters = min(config.num_clusters, num_examples)
@@ -254,6 +274,13 @@ def _without_run(given: Config, num_examples, num_devices) -> Config:
     if "group_size" in config.model:
       config.model.group_size = 0
   return config_lib.resolve(config, num_examples, num_devices)
+
+
+def _filled(given: Config, num_examples, num_devices) -> Config:
+  """Returns a config with a value for every "auto"."""
+  described, _ = describe.fill(given)
+  of_method = METHODS[given.method].AUTO
+  return auto.fill(described, num_examples, num_devices, of_method)[0]
 
 
 def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
@@ -310,10 +337,16 @@ def _write(workdir, about, scores):
   In the place of those of the same protocol; of which earlier versions said
   less, so that theirs stay beside.
   """
+  # Of two evaluations at once none may lose what the other one writes.
+  with files.alone(workdir / ".evaluation.lock", timeout=_WAIT_SECONDS):
+    _add(workdir, about, scores)
+
+
+def _add(workdir, about, scores):
   path = workdir / writer.EVALUATION
   known = []
   with contextlib.suppress(OSError, ValueError):
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_text("utf-8"))
   kept = [
     other
     for other in known
@@ -324,6 +357,6 @@ def _write(workdir, about, scores):
   # A run that has not ended writes its own summary at its end.
   path = workdir / "summary.json"
   if path.exists():
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_text("utf-8"))
     verdict = {k: v for k, v in known.items() if k.startswith("verdict")}
     write_json(path, verdict | writer.last_values(workdir), indent=2)

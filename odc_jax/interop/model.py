@@ -234,7 +234,7 @@ def load(folder: str | os.PathLike = pathlib.Path(__file__).parent) -> Model:
   """
   folder = pathlib.Path(folder)
   model = Model(
-    json.loads((folder / "config.json").read_text()),
+    json.loads((folder / "config.json").read_text("utf-8")),
     load_file(folder / "neck_and_head.safetensors"),
   )
   model.backbone.load_state_dict(load_file(folder / "model.safetensors"))

@@ -1,13 +1,13 @@
 """Arrays out of the files of others. Files are data: nothing is executed."""
 
 import os
-import pathlib
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from odc_jax.errors import UserError
+from odc_jax.files import expanded
 from odc_jax.interop import torch_file
 from odc_jax.interop.unpickle import ForeignNameError
 
@@ -36,16 +36,17 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     UserError: It cannot be read, or not without executing what is in it.
   """
-  path = pathlib.Path(path).expanduser()
-  if path.is_dir():
+  path = expanded(path)
+  # Not Path's own: they raise where a name is too long, or access denied.
+  if os.path.isdir(path):
     files = [path / BACKBONE_FILE, path / NECK_AND_HEAD_FILE]
     arrays = read(files[0])
-    return arrays | (read(files[1]) if files[1].exists() else {})
-  if not path.exists():
+    return arrays | (read(files[1]) if os.path.exists(files[1]) else {})
+  if not os.path.exists(path):
     raise UserError(
       f"there is no file {path}; give weights as --config.model.weights=FILE"
     )
-  is_safetensors = path.suffix == ".safetensors"
+  is_safetensors = path.suffix.lower() == ".safetensors"
   arrays = _read_safetensors(path) if is_safetensors else _read_torch(path)
   for name in arrays:
     # They come up in messages, which are to be one line, and no command to a

@@ -71,7 +71,7 @@ class MetricWriter:
     self._warnings_path.unlink(missing_ok=True)
     for line in kept:
       self._judge(json.loads(line))
-    self._file = self._path.open("a")
+    self._file = self._path.open("a", encoding="utf-8")
     folder = workdir / "tensorboard"
     folder.mkdir(exist_ok=True)
     # Not its SummaryWriter, whose flush leaves events in a queue.
@@ -120,7 +120,7 @@ class MetricWriter:
     """Returns what the line shows of the run's health, and keeps it."""
     findings = self._health.judge(line) if self._health else []
     if findings:
-      with self._warnings_path.open("a") as file:
+      with self._warnings_path.open("a", encoding="utf-8") as file:
         for finding in findings:
           file.write(json.dumps(finding._asdict()) + "\n")
     return findings
@@ -214,7 +214,7 @@ def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
     lines = [json.loads(line) for line in _whole_lines(path)]
     step = max((line["step"] for line in lines), default=0)
   if (path := workdir / EVALUATION).exists():
-    for entry in json.loads(path.read_text()):
+    for entry in json.loads(path.read_text("utf-8")):
       if entry["of_run"] and entry["step"] >= step:
         lines.append(entry["scores"])
   for line in lines:
@@ -226,5 +226,5 @@ def last_values(workdir: pathlib.Path) -> dict[str, int | float]:
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
   """Returns the lines that were written to their end."""
-  text = path.read_text()
+  text = path.read_text("utf-8")
   return text[: text.rfind("\n") + 1].splitlines()

@@ -123,7 +123,7 @@ def features(
       _pass(source, folder, config, mesh, look, done, bad, met, advance)
     processes.gather(None)  # until the first process has written all of it
   kept = {name: np.load(folder / _file(name), mmap_mode="r") for name in _KEPT}
-  keys = (folder / _KEYS).read_text().split("\n")[:n]
+  keys = (folder / _KEYS).read_text("utf-8").split("\n")[:n]
   return resident.Rows(
     resident.place(kept["features"], mesh),
     resident.place(kept["signatures"], mesh),
@@ -192,7 +192,7 @@ def _alone(
 def _note(folder: pathlib.Path) -> tuple[int, list]:
   """Returns how many rows are whole, and which images cannot be read."""
   with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-    note = json.loads((folder / _NOTE).read_text())
+    note = json.loads((folder / _NOTE).read_text("utf-8"))
     if all((folder / name).exists() for name in (*map(_file, _KEPT), _KEYS)):
       return note["rows"], note["bad"]
   return 0, []
@@ -250,9 +250,9 @@ class _Writer:
     self._arrays: dict[str, Any] = {}
     self._noted = time.monotonic()
     path = folder / _KEYS
-    keys = path.read_text().split("\n")[:done] if done else []
-    path.write_text("".join(f"{key}\n" for key in keys))
-    self._keys = path.open("a")
+    keys = path.read_text("utf-8").split("\n")[:done] if done else []
+    path.write_text("".join(f"{key}\n" for key in keys), "utf-8")
+    self._keys = path.open("a", encoding="utf-8")
 
   def add(self, arrays, labels, keys, bad):
     """Writes the rows that follow."""

@@ -59,5 +59,6 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     annotated=annotated,
   )
   path = workdir / "report.html"
-  write_whole(path, text.encode())
+  # The folder of the images may have bytes in its path that are no text.
+  write_whole(path, text.encode(errors="backslashreplace"))
   return path

@@ -157,7 +157,7 @@ def _load(workdir: pathlib.Path):
     UserError: A file is not as a run leaves it.
   """
   try:
-    summary = json.loads((workdir / "clusters.json").read_text())
+    summary = json.loads((workdir / "clusters.json").read_text("utf-8"))
     path = workdir / "clusters.parquet"
     table = _table(path)
     keys = pq.read_table(path, columns=[_KEY])[_KEY]

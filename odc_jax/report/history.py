@@ -53,7 +53,7 @@ def read(workdir: pathlib.Path) -> History:
       "to report; train first, or check --workdir"
     )
   try:
-    config = json.loads((workdir / "config.json").read_text())
+    config = json.loads((workdir / "config.json").read_text("utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(
       f"{workdir}: config.json is missing or damaged; put it back, or check "
@@ -150,7 +150,7 @@ def reference(
   """
   ours = recipe(config)
   for path in sorted(folder.glob("*.json")):
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_text("utf-8"))
     if known["config"] == ours:
       return known
   return None
@@ -158,7 +158,7 @@ def reference(
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
   except ValueError as error:
     raise UserError(
       f"{path} is damaged; the command that trained writes it again"
@@ -169,7 +169,7 @@ def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the lines that were written to their end; [] without the file."""
   if not path.exists():
     return []
-  text = path.read_text()
+  text = path.read_text("utf-8")
   try:
     return [
       json.loads(x) for x in text[: text.rfind("\n") + 1].split("\n")[:-1]
@@ -184,5 +184,5 @@ def _bad_images(path: pathlib.Path) -> list[list[str]]:
   if not path.exists():
     return []
   # Not splitlines(): a key may hold what it takes for the end of a line.
-  lines = path.read_text().split("\n")
+  lines = path.read_text("utf-8").split("\n")
   return [line.split("\t", 3) for line in lines if line.count("\t") >= 3]

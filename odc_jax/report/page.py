@@ -141,7 +141,7 @@ def render(
     pictures=pictures,
     annotated=annotated,
     columns=table.COLUMNS,
-    css=(_PARTS / "page.css").read_text(),
+    css=(_PARTS / "page.css").read_text("utf-8"),
     script=script,
     # The browser runs this script and no other, whatever a file is called.
     script_digest=digest,
@@ -150,7 +150,7 @@ def render(
 
 def _script() -> str:
   """Returns the page's script, which leaves no name behind on the page."""
-  parts = "\n".join((_PARTS / name).read_text() for name in _SCRIPTS)
+  parts = "\n".join((_PARTS / name).read_text("utf-8") for name in _SCRIPTS)
   return f'(() => {{\n"use strict";\n{parts}}})();\n'
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from odc_jax.data import sources, thumbnails
 from odc_jax.data.decode import DecodeError
 from odc_jax.errors import UserError
+from odc_jax.files import expanded
 
 # Pixels on the longer side: the first of these with which all fit.
 SIDES = (256, 224, 192, 160, 128, 96)
@@ -153,7 +154,7 @@ def _folder(name: str, workdir: pathlib.Path) -> str | None:
   kind, _, path = name.partition(":")
   if kind != "folder":
     return None
-  folder = pathlib.Path(path).expanduser().resolve()
+  folder = expanded(path).resolve()
   try:
     relative = pathlib.Path(os.path.relpath(folder, workdir.resolve()))
   except ValueError:  # another drive

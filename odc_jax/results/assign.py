@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.parquet as pq
 
+from odc_jax.data.folder import counted
 from odc_jax.errors import UserError
-from odc_jax.files import whole, write_whole
+from odc_jax.files import expanded, whole, write_whole
 from odc_jax.inference import Run, is_assigned, open_images
 
 
@@ -39,7 +40,7 @@ def assign_to_file(
     UserError: As `Run.assign`; and if the file cannot be written.
   """
   _check(path, run.workdir)
-  if pathlib.Path(images).expanduser().is_file():
+  if expanded(images).is_file():
     raise UserError(f"{images} is a file; give its folder as --images")
   source = open_images(images)
   writer, unseen, rows, bad = None, None, 0, []
@@ -70,6 +71,8 @@ def assign_to_file(
   said += f"{rows:,} images assigned"
   if unseen is not None:
     said += f", {unseen:,} of them novel"
+  if passed_over := getattr(source, "passed_over", None):
+    said += f"; passed over: {counted(passed_over)}"
   if bad:
     said += f"; {len(bad):,} could not be read, named in {bad_path}"
   return f"{said}; written to {path}"

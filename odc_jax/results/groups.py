@@ -84,7 +84,7 @@ def describe(workdir: pathlib.Path) -> dict[str, Any]:
     UserError: It is missing or damaged.
   """
   return read(
-    workdir / "clusters.json", lambda path: json.loads(path.read_text())
+    workdir / "clusters.json", lambda path: json.loads(path.read_text("utf-8"))
   )
 
 

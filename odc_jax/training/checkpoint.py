@@ -242,7 +242,7 @@ def _problem(folder: pathlib.Path) -> str | None:
   """
   if not (folder / _SEAL).exists():
     return None  # killed between the last file and the seal
-  expected = json.loads((folder / _SEAL).read_text())
+  expected = json.loads((folder / _SEAL).read_text("utf-8"))
   found = _digests(folder)
   for name, digest in expected.items():
     if name not in found:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from odc_jax import files
 from odc_jax.config import Config, auto, check, options, store
 from odc_jax.data import bad_images, capacity, feed, folder, loader, sources
 from odc_jax.data import order as order_lib
@@ -161,6 +162,7 @@ def open_run(
   if not resuming:
     interop.check(config, program.shapes)
   _check_processes(config, train, workdir, resuming)
+  _keep_others_out(workdir, resuming, stack)
   if processes.is_first():
     _prepare(workdir, config, train.keys, resuming)
     parameters.write(program.shapes.params, workdir)
@@ -250,6 +252,11 @@ def _sized(config, method: Method, train, mesh, num_groups):
     f"{n:,} images in {config.data.source}, "
     + (f"of {classes} classes" if classes else "without labels")
   )
+  if passed_over := getattr(train, "passed_over", None):
+    processes.say(
+      f"passed over: {folder.counted(passed_over)}; only "
+      f"{' '.join(sorted(folder.IMAGE_SUFFIXES))} are read"
+    )
   for line in (*described, *reasons):
     processes.say(line)
   # Asked for once here, so that a mistake shows before anything is computed.
@@ -334,6 +341,34 @@ def _check_processes(config, source, workdir, resuming):
       f"checkpoints in {workdir}:": resuming,
     }
   )
+
+
+def _keep_others_out(workdir, resuming, stack):
+  """Raises a UserError, in all processes, where another run is under way."""
+  problem = None
+  if processes.is_first():
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.alone(workdir / ".lock"))
+    except files.BusyError:
+      problem = (
+        f"a run is under way in {workdir} already; wait for its end, or choose "
+        "another --workdir"
+      )
+    except OSError as error:
+      problem = (
+        f"the work directory {workdir} cannot be used: {error}; choose another "
+        "--workdir"
+      )
+    else:
+      if checkpoint.any_in(workdir) != resuming:
+        problem = (
+          f"another run has just ended in {workdir}; the same command goes on "
+          "from there"
+        )
+  problem = processes.gather(problem)[0]
+  if problem is not None:
+    raise UserError(problem)
 
 
 def _prepare(workdir, config, names, resuming):

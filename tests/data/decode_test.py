@@ -315,22 +315,34 @@ def test_squashing_is_torchvisions_resize_twice():
   )
 
 
-def test_decoding_at_reduced_size_changes_little():
+@pytest.fixture
+def opened_images(monkeypatch):
+  """Returns the list of Pillow images that were opened meanwhile."""
+  seen, open_image = [], lib.opened.open_image
+
+  def listening(image):
+    found = open_image(image)
+    seen.append(found.image)
+    return found
+
+  monkeypatch.setattr(lib.opened, "open_image", listening)
+  return seen
+
+
+def test_decoding_at_reduced_size_changes_little(opened_images):
   image = photo(1203, 905)
   data = encode(image, "JPEG", quality=95)
-  opened = Image.open(io.BytesIO(data))
-  got = lib.resize_center_crop(opened, 64, 64)
+  got = lib.resize_center_crop(data, 64, 64)
   want = lib.resize_center_crop(image, 64, 64)
-  assert opened.size == (151, 114)  # 1/8, rounded up
+  assert opened_images[0].size == (151, 114)  # 1/8, rounded up
   assert np.abs(np.int32(got) - want).mean() < 1
 
 
-def test_a_large_photograph_is_decoded_at_reduced_size():
+def test_a_large_photograph_is_decoded_at_reduced_size(opened_images):
   """24 megapixels: nothing of the size of the whole image is made."""
   data = encode(photo(6000, 4000), "JPEG", quality=80)
-  opened = Image.open(io.BytesIO(data))
-  got = random_resized_crop(opened, 64, (0.9, 1.0), (1.4, 1.6), rng())
-  assert opened.size == (750, 500)
+  got = random_resized_crop(data, 64, (0.9, 1.0), (1.4, 1.6), rng())
+  assert opened_images[0].size == (750, 500)
   want = random_resized_crop(
     photo(6000, 4000), 64, (0.9, 1.0), (1.4, 1.6), rng()
   )

@@ -231,5 +231,5 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
   save(tmp_path / "a.png")
   os.mkfifo(tmp_path / "pipe.jpg")
   source = sources.make(f"folder:{tmp_path}", "")
-  with pytest.raises(OSError, match="not a regular file"):
+  with pytest.raises(OSError, match="no regular file"):
     source[1]
