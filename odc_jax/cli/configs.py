@@ -106,7 +106,8 @@ def _run(file: pathlib.Path) -> types.ModuleType:
       folder / "__init__.py",
       submodule_search_locations=[str(folder)],
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules[_PACKAGE] = package
     spec.loader.exec_module(package)

@@ -53,8 +53,7 @@ def page(
       parts.append(_entry(f"--{holder.name}{value}", flag.help))
   parts += [
     "",
-    "configs that come along (:quick is a run of a minute; a copy is a config of",
-    "your own):",
+    "configs that come along (FILE:quick is a run of a minute):",
   ]
   parts += textwrap.wrap(
     "  ".join(configs), _WIDTH, initial_indent="  ", subsequent_indent="  "

@@ -142,7 +142,7 @@ def _check_decay(config: Config, section: str) -> None:
     )
 
 
-def choose(choices: dict[str, Any], name: str, what: str) -> Any:
+def choose(choices: dict[str, Any], name: Any, what: str) -> Any:
   """Returns `choices[name]`.
 
   Raises:

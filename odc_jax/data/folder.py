@@ -97,7 +97,7 @@ class Folder:
     if os.path.isabs(split) or not os.path.isdir(root):
       there = []
       with contextlib.suppress(OSError):
-        there = sorted(p.name for p in base.iterdir() if p.is_dir())
+        there = sorted(printable(p.name) for p in base.iterdir() if p.is_dir())
       raise UserError(
         f"folder:{path} has no split (sub-folder) {split!r}: "
         f"there is {', '.join(there[:10]) or 'none; leave the split empty'}"
@@ -129,7 +129,8 @@ class Folder:
       if unknown := sorted(set(there) - set(names)):
         raise UserError(
           f"{root} has the class {unknown[0]!r}, which the training set has "
-          f"not: that has {', '.join(names[:10])}; remove it, or add it there"
+          f"not: that has {', '.join(map(printable, names[:10]))}; remove it, "
+          "or add it there"
         )
       numbers = {name: i for i, name in enumerate(names)}
       self.classes = names

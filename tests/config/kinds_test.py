@@ -61,7 +61,7 @@ def resolve(config):
     ({"data.crop_scale": (0.5, math.nan)}, "is no finite number"),
     ({"data.crop_scale": ("a", "b")}, "is no pair"),
     ({"augment.flip": 1.5}, r"augment\.flip=1\.5 is more than 1"),
-    ({"augment.mean": "grey"}, r"augment\.mean='grey' has no numbers"),
+    ({"augment.mean": "grey"}, "augment.mean='grey' is neither auto nor"),
     ({"optimizer.learning_rate": -0.1}, "learning_rate=-0.1 is less than 0"),
     ({"eval.evaluators": "knn"}, "eval.evaluators='knn' is no tuple of names"),
     ({"odc.momentum": math.nan}, r"odc\.momentum=nan is no finite number"),

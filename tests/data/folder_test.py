@@ -1,11 +1,15 @@
 """Which files of a folder are found, under which keys, in which order."""
 
+import contextlib
 import os
 import pickle
 import sys
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from odc_jax.data import folder, loader, sources
@@ -233,3 +237,74 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
   source = sources.make(f"folder:{tmp_path}", "")
   with pytest.raises(OSError, match="no regular file"):
     source[1]
+
+
+def test_pictures_of_other_kinds_are_counted_and_systems_own_left_out(tmp_path):
+  for name in (
+    *("a.jfif", "b.JPE", "c.pgm", "d.avif", "e.jp2", "f.mpo", "g.apng"),
+    *("h.heic", "i.HEIC", "j.psd", "k.txt", "l.svg/m.png"),
+    *("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/a.jpg"),
+    *("lost+found/a.jpg", "$RECYCLE.BIN/a.jpg"),
+  ):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  source = sources.make(f"folder:{tmp_path}", "")
+  assert source.keys == [
+    *("a.jfif", "b.JPE", "c.pgm", "d.avif", "e.jp2", "f.mpo", "g.apng"),
+    "l.svg/m.png",
+  ]
+  assert source.passed_over == {".heic": 2, ".psd": 1}
+  assert folder.counted(source.passed_over) == "2 .heic and 1 .psd"
+  only = tmp_path / "only"
+  only.mkdir()
+  (only / "a.heic").touch()
+  with pytest.raises(UserError, match=r"no images in .*, found 1 \.heic"):
+    sources.make(f"folder:{only}", "")
+
+
+@pytest.mark.parametrize("name", ["a.png", "x" * 5000, "~no-such-user/x", "\0"])
+def test_what_is_no_folder_is_refused(tmp_path, name):
+  save(tmp_path / "a.png")
+  says = "is a file; give" if name == "a.png" else "there is no such folder"
+  path = name if name.startswith("~") else f"{tmp_path}/{name}"
+  with pytest.raises(UserError, match=says):
+    sources.make(f"folder:{path}", "")
+
+
+_PARTS = st.text(
+  st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=9
+)
+_NAMES = st.one_of(
+  _PARTS.map(str.encode), st.binary(min_size=1, max_size=9)
+).map(lambda name: name.replace(b"/", b"").replace(b"\0", b"") or b"x")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  st.lists(st.tuples(_NAMES, _NAMES, st.sampled_from([b".png", b".JPG", b""]))),
+  st.sampled_from(["", "a", "..", "/", "~", "train"]),
+)
+def test_a_folder_of_any_names_is_listed_or_refused(names, split):
+  """Run for 3,000 examples when it was written."""
+  with tempfile.TemporaryDirectory() as root:
+    written = 0
+    for directory, name, suffix in names:
+      path = os.path.join(os.fsencode(root), directory, name + suffix)
+      with contextlib.suppress(OSError):  # of dots alone, or a file's
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+          file.write(path)
+        written += 1
+    try:
+      source = sources.make(f"folder:{root}", split)
+    except UserError as error:
+      text = str(error)
+    else:
+      text = ""
+      assert 0 < len(set(source.keys)) == len(source)
+      for i, key in enumerate(source.keys):
+        assert len(key.splitlines()) == 1
+        assert key.encode()
+        assert source[i]["key"] == key
+        assert source[i]["image"].startswith(os.fsencode(root))
+    assert "\n" not in text

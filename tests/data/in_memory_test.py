@@ -1,13 +1,17 @@
 """Images that a program has at hand."""
 
+import io
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from odc_jax.data import decode
+from odc_jax import inference
+from odc_jax.data import decode, loader
 from odc_jax.data import source as source_lib
+from odc_jax.data.bad_images import BadImage
 from odc_jax.data.in_memory import Given
 from odc_jax.errors import UserError
 
@@ -43,3 +47,61 @@ def test_a_path_of_any_bytes_has_a_key_that_can_be_printed(tmp_path):
 def test_none_is_refused():
   with pytest.raises(UserError, match="no images"):
     Given(iter([]))
+
+
+@pytest.mark.parametrize(
+  ("images", "says"),
+  [
+    (5, "not a int"),
+    (None, "not a NoneType"),
+    ({"a.png", "b.png"}, "a set was given, and images need an order"),
+    ({"a.png": 1}, "a dict was given, and images need an order"),
+    (io.BytesIO(b"a\nb\n"), "an opened file was given"),
+    (bytearray(b"PNG"), "one image was given alone"),
+    (jnp.zeros((9, 7, 3), "uint8"), "one image was given alone"),
+    (np.array(None), "one image was given alone"),
+  ],
+  ids=lambda value: type(value).__name__,
+)
+def test_what_holds_no_images_in_an_order_is_refused(images, says):
+  with pytest.raises(UserError, match=says):
+    Given(images)
+
+
+def test_images_come_in_arrays_of_any_library_and_paths_in_any_sequence():
+  images = np.random.default_rng(0).integers(256, size=(3, 5, 4, 3), dtype="u1")
+  source = Given(jnp.asarray(images))
+  for i in range(3):
+    np.testing.assert_array_equal(source[i]["image"], images[i])
+  for names in (np.array(["a", "b"]), ("a", "b"), iter("ab")):
+    assert Given(names).keys == ["a", "b"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+  pipe = tmp_path / "pipe.jpg"
+  os.mkfifo(pipe)
+  for path, says in (
+    (pipe, "no regular file"),
+    ("/dev/zero", "no regular file"),
+    (tmp_path, "a folder"),
+    ("~nobody-of-that-name/a", "No such file"),
+    ("x" * 5000, "too long"),
+  ):
+    with pytest.raises(OSError, match=says):
+      Given([path])[0]
+
+
+def test_a_file_is_no_folder(tmp_path):
+  path = tmp_path / "a.png"
+  Image.new("RGB", (4, 3)).save(path)
+  with pytest.raises(UserError, match=r"a\.png is a file.*list of it: \[path"):
+    inference.open_images(str(path))
+
+
+def test_the_first_of_a_row_is_named_and_no_disk_blamed_for_arrays():
+  source = Given([b"junk"] * 6)
+  with pytest.raises(UserError, match=r"6 images.*from '0' \(not an") as error:
+    loader.read_one(source, 0, decode.decode, [BadImage(9, "9", "earlier")])
+  assert "disk" not in str(error.value)
+  with pytest.raises(UserError, match=r"the only image.*is the disk still"):
+    loader.read_one(Given(["/no/such"]), 0, decode.decode, [])
