@@ -31,7 +31,7 @@ def test_another_process_is_kept_out_until_the_first_is_gone(tmp_path):
     pass
   other.stdout.close()
   with (
-    pytest.raises(OSError, match="exists|directory"),
+    pytest.raises(OSError, match=r"exists|directory"),
     files.alone(path / "lock"),
   ):
     pass
