@@ -161,8 +161,7 @@ def open_run(
   resuming = checkpoint.any_in(workdir)
   if not resuming:
     interop.check(config, program.shapes)
-  _check_processes(config, train, workdir, resuming)
-  _keep_others_out(workdir, resuming, stack)
+  _enter(config, train, workdir, resuming, stack)
   if processes.is_first():
     _prepare(workdir, config, train.keys, resuming)
     parameters.write(program.shapes.params, workdir)
@@ -343,8 +342,13 @@ def _check_processes(config, source, workdir, resuming):
   )
 
 
-def _keep_others_out(workdir, resuming, stack):
-  """Raises a UserError, in all processes, where another run is under way."""
+def _enter(config, source, workdir, resuming, stack):
+  """Keeps other runs out of the work directory until `stack` is left.
+
+  Raises:
+    UserError: In all processes, where one is under way, or they differ.
+  """
+  _check_processes(config, source, workdir, resuming)
   problem = None
   if processes.is_first():
     try:
