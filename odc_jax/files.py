@@ -25,7 +25,7 @@ class BusyError(Exception):
 
 
 @contextlib.contextmanager
-def alone(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[None]:
+def alone(path: str | os.PathLike[str], timeout: float = 0.0) -> Iterator[None]:
   """Encloses what no two processes may do at once.
 
   Where the file system has no locks, nobody is kept out. A process that is

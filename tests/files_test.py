@@ -27,7 +27,7 @@ def test_another_process_is_kept_out_until_the_first_is_gone(tmp_path):
     pass
   other.kill()  # as a machine goes down
   other.wait()
-  with files.alone(path, timeout=30):
+  with files.alone(path, timeout=30.0):
     pass
   other.stdout.close()
   with (

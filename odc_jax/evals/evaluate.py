@@ -30,7 +30,7 @@ from odc_jax.training.programs import Program, assemble
 # Evaluators that need clusters of the images.
 _OF_CLUSTERS = ("clustering", "assignment", "reverse")
 # Writing two small files takes no longer.
-_WAIT_SECONDS = 60
+_WAIT_SECONDS = 60.0
 
 
 def run(

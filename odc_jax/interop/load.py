@@ -194,7 +194,7 @@ def load_into(
     loaded.append(part)
     taken |= {f"{part}.{layer}": there[layer] for layer in wanted}
   for layer, array in taken.items():
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind in "biuc":
       raise UserError(
         f"{name}: {layer} is {array.dtype}, not floating point: quantised, or "
         "no weights at all; save them as float32"

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import joblib
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.distributed import compiler
+from odc_jax.distributed import compiler, cores
 
 pytestmark = pytest.mark.optimized
 
@@ -67,3 +68,25 @@ def test_draws_are_the_same_without_optimisation():
   once = jax.jit(draw, compiler_options=compiler.options_for_once(mesh))
   key = jax.random.key(3)
   np.testing.assert_allclose(once(key), jax.jit(draw)(key), rtol=1e-5)
+
+
+def test_what_is_set_for_programs_of_other_kinds_is_set_back(capsys):
+  compiler.settle()
+  capsys.readouterr()
+  jax.config.update("jax_enable_x64", True)
+  compiler.settle()
+  assert not jax.config.jax_enable_x64
+  assert "JAX_ENABLE_X64 is set" in capsys.readouterr().out
+  compiler.settle()
+  assert capsys.readouterr().out == ""
+
+
+def test_cores_that_cannot_be_counted_leave_no_trace(
+  monkeypatch, capfd, tmp_path
+):
+  context = joblib.externals.loky.backend.context
+  monkeypatch.setattr(context, "physical_cores_cache", None)
+  monkeypatch.setenv("PATH", str(tmp_path))  # neither lscpu nor cat
+  cores.count_quietly()
+  assert joblib.cpu_count(only_physical_cores=True) >= 1
+  assert capfd.readouterr().err == ""

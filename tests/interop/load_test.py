@@ -364,6 +364,26 @@ def test_values_that_are_not_finite_are_refused(config, state_dict, save):
   assert "bn1.running_var has values that are not finite" in said
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bool", "uint8"])
+def test_weights_that_are_no_floating_point_are_refused(
+  config, state_dict, save, dtype
+):
+  backbone = state_dict["backbone"]
+  path = save({k: np.asarray(v, dtype) for k, v in backbone.items()})
+  with pytest.raises(UserError, match=f"is {dtype}, not floating point"):
+    load_into(path, *zeros(config))
+
+
+def test_a_network_for_grey_images_is_told_how_to_become_one_for_colour(
+  config, state_dict, save
+):
+  backbone = state_dict["backbone"]
+  first = backbone["conv1.weight"]
+  path = save(backbone | {"conv1.weight": np.array(first[:, :1])})
+  with pytest.raises(UserError, match=r"1 channels.*repeated 3 times"):
+    load_into(path, *zeros(config))
+
+
 def test_files_without_one_resnet_say_what_they_hold(config, state_dict, save):
   backbone = state_dict["backbone"]
   for arrays, words in (

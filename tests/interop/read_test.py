@@ -28,7 +28,7 @@ def refused(path):
 
 
 def test_safetensors_come_back_as_they_were(tmp_path):
-  path = tmp_path / "weights.safetensors"
+  path = tmp_path / "weights.SafeTensors"
   safetensors.numpy.save_file(ARRAYS, path)
   found = read(str(path))
   assert found.keys() == ARRAYS.keys()
