@@ -35,6 +35,12 @@ _LAYER = re.compile(
 
 _MOST_NAMED = 4
 
+# What takes the image, in one network or another.
+_FIRSTS = (
+  *("conv1.weight", "features.0.weight", "patch_embed.proj.weight"),
+  *("stem.0.weight", "conv_stem.weight"),
+)
+
 # Settings of a network of timm's that a file may be read with: they say what is
 # done with the same weights.
 _READ_WITH = {"pool", "patch", "resize"}
@@ -286,7 +292,7 @@ def _check_backbone(source, found, wanted):
   ]
   if flags and not strange:
     raise UserError(f"{problem}. It seems to hold another: {' '.join(flags)}")
-  first = next(iter(wanted))
+  first = next((name for name in _FIRSTS if name in wanted), "")
   there = found[first].shape if first in found else ()
   if len(there) == 4 and there[1] != wanted[first][1]:
     # In front of all other layers: the images' channels.
