@@ -122,16 +122,11 @@ def check_values(config: Config) -> None:
     value = _value(config, name)
     if value is not None and value not in known:
       raise UserError(
-        f"unknown {name} {value!r}; choose {_either(known)} with "
+        f"unknown {name} {value!r}; choose {', '.join(known)} with "
         f"--config.{name}"
       )
   for section in "linear_sgd", "linear_stages", "semi":
     _check_decay(config, f"eval.{section}")
-
-
-def _either(known: tuple[str, ...]) -> str:
-  """Returns words as a choice: a, b or c."""
-  return " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
 
 
 def _check_decay(config: Config, section: str) -> None:
