@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.0,
       "rotation": 20.0,
+      "rotation_interpolation": "bilinear",
       "translate": 2,
       "jitter_p": 1.0,
       "brightness": 0.4,
@@ -59,6 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 16,
       "dtype": "float32",
+      "init": "fan_in",
       "neck": "mlp2",
       "neck_hidden": 128,
       "embedding_dim": 64,

@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.4,
@@ -70,6 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_out",
       "neck": "mlp3_bias_last",
       "neck_hidden": 2048,
       "embedding_dim": 256,

@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.8,
@@ -68,6 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "small",
       "width": 64,
       "dtype": "float32",
+      "init": "fan_out",
       "neck": "mlp2_no_norm",
       "neck_hidden": 2048,
       "embedding_dim": 256,

@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       "flip": 0.5,
       "rotation": 0.0,
+      "rotation_interpolation": "nearest",
       "translate": 0,
       "jitter_p": 0.8,
       "brightness": 0.8,
@@ -69,6 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "stem": "imagenet",
       "width": 64,
       "dtype": "bfloat16",
+      "init": "fan_in",
       "neck": "mlp3",
       "neck_hidden": 2048,
       "embedding_dim": 128,

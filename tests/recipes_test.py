@@ -75,6 +75,8 @@ CIFAR = {"side": 32, "crop_scale": (0.3, 1.0)}  # run_cifar10.sh
 # its small views.
 ALONE = {**SWAV, **WHOLE}
 COKE_SMALL = {**SWAV, "side": 96, "crop_scale": (0.05, 0.6)}
+# MIRA, its first view.
+MIRA = {**FIRST, "crop_scale": (0.14, 1.0)}
 # solo-learn scripts/pretrain/cifar/augmentations/symmetric.yaml.
 SOLO = {**SWAV, "side": 32, "crop_scale": (0.08, 1.0)}
 
@@ -99,6 +101,8 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
   "coke_imagenet:multicrop": [FIRST, SECOND] + [COKE_SMALL] * 6,
   "secu_imagenet": [FIRST, SECOND],
   "secu_cifar10": [{**FIRST, **CIFAR}, {**SECOND, **CIFAR}],
+  "mira_imagenet": [MIRA, MIRA | {"blur": 0.1, "solarize": 0.2}]
+  + [MIRA | {"side": 96, "crop_scale": (0.05, 0.14), "blur": 0.5}] * 6,
   "swav_cifar10:sololearn": [SOLO] * 2,
   "deepcluster_v2_cifar10:sololearn": [SOLO] * 2,
 }
@@ -156,9 +160,6 @@ def test_every_view_is_the_official_one(name):
   assert same.blur_sigma == (0.1, 2.0)
   assert same.rotation_interpolation == "nearest"
   assert config.data.crop_ratio == (3 / 4, 4 / 3)
-  # solo-learn crops by bicubic interpolation.
-  solo = name.endswith("sololearn")
-  assert config.data.interpolation == ("bicubic" if solo else "bilinear")
   statistics = STATISTICS.get(name.partition(":")[0], IMAGENET)
   assert (same.mean, same.std) == statistics
 
@@ -198,6 +199,9 @@ INITS = {
   "coke_imagenet": "fan_out",
   "secu_imagenet": "fan_out",
   "secu_cifar10": "fan_out",
+  "mira_imagenet": "fan_out",
+  "simclr_cifar10": "fan_out",
+  "byol_cifar10": "fan_out",
   "swav_cifar10:sololearn": "fan_out",
   "deepcluster_v2_cifar10:sololearn": "fan_out",
 }
