@@ -104,6 +104,18 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.eval = common.evaluation(split="validation", every_epochs=20)
   config.eval.network = "teacher"
+  # The published probe: MIRA eval_linear.py, its defaults.
+  config.eval.update(
+    {
+      "linear_sgd": common.linear(
+        num_epochs=100,
+        batch_size=1024,
+        learning_rate=0.075 * 1024 / 256,
+        schedule="cosine",
+        weight_decay=0.0,
+      )
+    }
+  )
   config.update(common.logging())
   if common.is_quick(variant):
     common.shrink_imagenet(config)

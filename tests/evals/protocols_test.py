@@ -14,6 +14,8 @@ from configs import (
   common,
   deepcluster_imagenet,
   deepcluster_v2_imagenet,
+  mira_digits,
+  mira_imagenet,
   odc_digits,
   odc_imagenet,
   sela_imagenet,
@@ -40,6 +42,14 @@ PLAIN = {
 }
 COSINE = {**PLAIN, "schedule": "cosine", "weight_decay": 1e-6}
 SWAV = {**COSINE, "num_epochs": 100, "batch_size": 256, "learning_rate": 0.3}
+MIRA = {
+  **PLAIN,
+  "num_epochs": 100,
+  "batch_size": 1024,
+  "learning_rate": 0.3,
+  "schedule": "cosine",
+  "weight_decay": 0.0,
+}
 COKE = {**COSINE, "num_epochs": 90, "batch_size": 1024, "learning_rate": 0.4}
 STEP = {**PLAIN, "schedule": "step", "decay_rate": 0.1}
 OPENSELFSUP = {
@@ -112,6 +122,7 @@ DEEPCLUSTER_ALEXNET = {
     (swav_imagenet, "", "linear_sgd", SWAV),
     (swav_imagenet, "batch256", "linear_sgd", SWAV),
     (deepcluster_v2_imagenet, "", "linear_sgd", SWAV),
+    (mira_imagenet, "", "linear_sgd", MIRA),
     (coke_imagenet, "", "linear_sgd", COKE),
     (coke_imagenet, "single", "linear_sgd", {**COKE, "learning_rate": 0.2}),
     (coke_imagenet, "multicrop", "linear_sgd", COKE),
@@ -314,3 +325,9 @@ def test_every_setting_and_seed_is_stored():
   assert found["settings"] == json.loads(config.eval.semi.to_json())
   assert (found["seed"], found["std"]) == (0, [0.228, 0.224, 0.225])
   assert evaluate._protocol(config, "retrieval")["settings"] == {}
+  of_teacher = mira_digits.get_config()
+  student = mira_digits.get_config()
+  student.eval.network = "student"
+  assert evaluate._protocol(of_teacher, "knn") != evaluate._protocol(
+    student, "knn"
+  )
