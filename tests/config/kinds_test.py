@@ -109,7 +109,6 @@ _VALUES = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(data):
-  """Run for 20,000 examples of three keys when it was written."""
   method = data.draw(st.sampled_from(sorted(_MODULES)))
   keys = st.sampled_from(_KEYS[method])
   changes = data.draw(st.dictionaries(keys, _VALUES, min_size=1, max_size=3))

@@ -285,7 +285,6 @@ _NAMES = st.one_of(
   st.sampled_from(["", "a", "..", "/", "~", "train"]),
 )
 def test_a_folder_of_any_names_is_listed_or_refused(names, split):
-  """Run for 3,000 examples when it was written."""
   with tempfile.TemporaryDirectory() as root:
     written = 0
     for directory, name, suffix in names:

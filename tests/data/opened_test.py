@@ -231,7 +231,6 @@ _OBJECTS = st.one_of(
 @settings(max_examples=120, deadline=None)
 @given(st.lists(_OBJECTS, max_size=4))
 def test_a_list_of_anything_is_read_or_refused_in_one_line(images):
-  """Run for 10,000 examples when it was written."""
   source, text = _tried(lambda: Given(images), UserError)
   if source is None:
     assert not images, text
