@@ -94,7 +94,8 @@ class Folder:
     if not os.path.isdir(base):
       raise UserError(f"folder:{path}: there is no such folder; check the path")
     root = base / split
-    if os.path.isabs(split) or not os.path.isdir(root):
+    leaves = os.path.isabs(split) or ".." in pathlib.PurePath(split).parts
+    if leaves or not os.path.isdir(root):
       there = []
       with contextlib.suppress(OSError):
         there = sorted(printable(p.name) for p in base.iterdir() if p.is_dir())
