@@ -4,6 +4,9 @@
 
 A yardstick: a method without clusters. Those that it hands over are k-means of
 its embeddings. A ResNet-18, a quarter as wide as usual, and SGD for LARS.
+
+With seed 0: kNN 0.884; the random network has 0.911, so that this run teaches
+nothing that a kNN would see. docs/methods.md says more.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
   python run.py --config=configs/mira_digits.py
 
-A ResNet-18, a quarter as wide as usual, 30 prototypes and two views.
+A ResNet-18, a quarter as wide as usual, 30 prototypes and two views. This has
+not been run to its end yet.
 """
 
 from ml_collections import ConfigDict
