@@ -120,6 +120,8 @@ def _same_as_num_epochs(config, n, num_devices):
 
 def _number_of(text: str) -> int | float:
   number = float(text)
+  if not math.isfinite(number):  # later rules reckon with it
+    raise ValueError(text)
   return int(number) if number.is_integer() else number
 
 

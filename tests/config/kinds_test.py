@@ -43,7 +43,7 @@ def resolve(config):
   [
     ({"num_epochs": math.inf}, "num_epochs=inf is no finite number"),
     ({"num_epochs": math.nan}, "num_epochs=nan is no finite number"),
-    ({"num_epochs": "inf"}, "num_epochs=inf is no finite number"),
+    ({"num_epochs": "inf"}, "num_epochs='inf' is neither auto nor a number"),
     ({"num_epochs": 1e300}, r"num_epochs=1e\+300 is more than 1e\+09"),
     ({"num_epochs": -1}, "num_epochs=-1 is less than 0"),
     ({"batch_size": 8.5}, r"batch_size=8\.5 is no whole number"),
