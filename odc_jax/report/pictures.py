@@ -159,4 +159,4 @@ def _folder(name: str, workdir: pathlib.Path) -> str | None:
     relative = pathlib.Path(os.path.relpath(folder, workdir.resolve()))
   except ValueError:  # another drive
     return f"{folder.as_uri()}/"
-  return f"{urllib.parse.quote(relative.as_posix())}/"
+  return f"{urllib.parse.quote(os.fsencode(relative.as_posix()))}/"
