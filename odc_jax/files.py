@@ -4,11 +4,16 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import filelock
+
+# What is to replace files of a folder: while it is written, and once it is
+# whole.
+_WRITING, _READY = ".replacing-unfinished", ".replacing"
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -105,3 +110,52 @@ def write_json(
     OSError: it cannot be written.
   """
   write_whole(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def begin_replacing(folder: pathlib.Path) -> pathlib.Path:
+  """Returns an empty folder for what is to replace files of `folder` together.
+
+  Whatever is in it takes effect with `finish_replacing`, all of it at once.
+
+  Args:
+    folder: Of the files and folders to be replaced, or added.
+  """
+  staging = folder / _WRITING
+  shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+  staging.mkdir()
+  return staging
+
+
+def finish_replacing(folder: pathlib.Path) -> None:
+  """Replaces files of `folder` by those written since `begin_replacing`.
+
+  One rename decides: a kill before it leaves everything as it was, and after it
+  whoever calls `settle` next finishes the work.
+  """
+  (folder / _WRITING).rename(folder / _READY)
+  settle(folder)
+
+
+def settle(folder: pathlib.Path) -> None:
+  """Finishes a replacement of files that was decided on and then cut short.
+
+  To be called before anything in a folder is read that `finish_replacing` may
+  have replaced. Without such a replacement it costs a look.
+
+  Raises:
+    OSError: A file cannot be replaced.
+  """
+  ready = folder / _READY
+  if not ready.exists():
+    return
+  lock = folder / f"{_READY}.lock"
+  # Of two that meet it here, the second would find one half gone.
+  with filelock.FileLock(lock):
+    for item in sorted(ready.iterdir()) if ready.exists() else ():
+      target = folder / item.name
+      if item.is_dir() and target.exists():
+        shutil.rmtree(target)
+      item.replace(target)
+    if ready.exists():
+      ready.rmdir()
+  lock.unlink(missing_ok=True)

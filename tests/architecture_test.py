@@ -131,6 +131,16 @@ ALLOWED = {
     "passes",
     "training",
   },
+  "training/extend.py": {
+    "config",
+    "data",
+    "distributed",
+    "errors",
+    "files",
+    "methods",
+    "results",
+    "training",
+  },
   "training/setup.py": {
     "config",
     "data",
@@ -143,6 +153,15 @@ ALLOWED = {
     "methods",
     "passes",
     "results",
+    "training",
+  },
+  "training/workdir.py": {
+    "config",
+    "data",
+    "distributed",
+    "errors",
+    "files",
+    "interop",
     "training",
   },
   "training/loop.py": {

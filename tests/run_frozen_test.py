@@ -259,6 +259,80 @@ def test_killed_in_the_pass_and_in_training_it_is_the_same_run(
     )
 
 
+@pytest.mark.slow
+def test_killed_while_it_grows_it_is_the_same_run(
+  environment, finished, images, flags, tmp_path
+):
+  larger = tmp_path / "larger"
+  shutil.copytree(images, larger)
+  for i in range(20):
+    image = Image.new("RGB", (40, 40), (12 * i, 255 - 12 * i, 99))
+    image.save(larger / "abc"[i % 3] / f"{i:03d} new.png")
+  (larger / "a" / "003.png").unlink()
+  flags = [
+    *flags,
+    f"--config.data.source=folder:{larger}",
+    "--config.eval.batch_size=4",
+    "--on_change=extend",
+  ]
+  for name in ("undisturbed", "killed"):
+    shutil.copytree(finished, tmp_path / name / "run")
+    shutil.copytree(finished.parent / "features", tmp_path / name / "features")
+  undisturbed, killed = (
+    tmp_path / name / "run" for name in ("undisturbed", "killed")
+  )
+  status, out, err = run(environment, undisturbed, *flags)
+  assert status == 0, err
+  assert "from 150 to 170 images, 1 of which are no longer there" in out
+  features = killed.parent / "features"
+  there = {*features.iterdir()}
+  for moment in (
+    lambda: {*features.glob("*/done.json")} - {
+      path / "done.json" for path in there
+    },
+    (killed / ".replacing-unfinished").exists,
+    (killed / "growth.json").exists,
+  ):  # fmt: skip
+    process = start(environment, killed, *flags)
+    while not moment():
+      assert process.poll() is None, process.communicate()[1]
+      time.sleep(0.0005)
+    process.kill()
+    process.communicate(timeout=300)
+    # All of the old, or all of the new.
+    if not (killed / ".replacing").exists():
+      config = json.loads((killed / "config.json").read_text())
+      listed = (killed / "images.txt").read_text().splitlines()
+      grown = (killed / "growth.json").exists()
+      assert len(listed) == config["num_examples"] == (170 if grown else 150)
+  status, _, err = run(environment, killed, *flags)
+  assert status == 0, err
+  assert_same_run(killed, undisturbed)
+  name = json.loads((killed / "frozen.json").read_text())
+  assert name == json.loads((undisturbed / "frozen.json").read_text())
+  for file in ("features", "signatures", "labels"):
+    path = f"features/{name['folder']}/{file}.npy"
+    ours, theirs = (np.load(w.parent / path) for w in (killed, undisturbed))
+    np.testing.assert_array_equal(ours, theirs)
+  # ceil(6 epochs * 20 new / 170) behind the six, of 170 // 32 steps each.
+  grown = json.loads((killed / "growth.json").read_text())
+  assert (grown["sizes"], grown["epochs"]) == ([150, 170], [1])
+  assert lines_of(killed)[-1]["step"] == (6 + 1) * 5
+
+  # Without training no image that was there changes its cluster.
+  before = pq.read_table(killed / "clusters.parquet").to_pydict()
+  shutil.copy(larger / "b" / "001.png", larger / "b" / "one more.png")
+  status, _, err = run(environment, killed, *flags, "--config.num_epochs=0")
+  assert status == 0, err
+  after = pq.read_table(killed / "clusters.parquet").to_pydict()
+  assert after["key"] == [*before["key"], "b/one more.png"]
+  assert after["cluster"][:-1] == before["cluster"]
+  assert (
+    after["cluster"][-1] == before["cluster"][after["key"].index("b/001.png")]
+  )
+  assert lines_of(killed)[-1]["step"] == (6 + 1) * 5
+
+
 # passes/frozen_test.py compares the passes of two and one.
 @pytest.mark.release
 def test_two_processes_run_what_one_runs(

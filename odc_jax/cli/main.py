@@ -75,6 +75,13 @@ NUM_GROUPS = flags.DEFINE_integer(
   None,
   "train, assign, report: merge the clusters into so many groups as well",
 )
+ON_CHANGE = flags.DEFINE_enum(
+  "on_change",
+  None,
+  ["extend"],
+  "train: what to do where the images are not those that the run began with; "
+  "extend: the run grows with them. Default: it is refused",
+)
 ANNOTATIONS = flags.DEFINE_string(
   "annotations",
   None,
@@ -118,7 +125,7 @@ _SECTIONS = {
   "what": (CONFIG, WORKDIR, MODE),
   "of single modes": (
     *(EVALS, IMAGES, OUTPUT, SORT_BY, SORT_AS, NUM_GROUPS, ANNOTATIONS),
-    THUMBNAILS,
+    *(THUMBNAILS, ON_CHANGE),
     *(TOPOLOGY, NUM_EXAMPLES, IMAGES_PER_SECOND),
   ),
   "where, and with which other processes": (
@@ -182,7 +189,9 @@ def main(argv: list[str]) -> None:
     if MODE.value == "evaluate":
       summary = evaluate.run(workdir, CONFIG.value, EVALS.value)
     else:
-      summary = loop.train(CONFIG.value, workdir, NUM_GROUPS.value)
+      summary = loop.train(
+        CONFIG.value, workdir, NUM_GROUPS.value, ON_CHANGE.value
+      )
       if THUMBNAILS.value and processes.is_first():
         _thumbnails(workdir)
   width = max(map(len, summary))
@@ -211,6 +220,7 @@ def _check_flags() -> None:
     (SORT_AS, "sort"),
     (THUMBNAILS, "train", "report"),
     (NUM_GROUPS, "train", "assign", "report"),
+    (ON_CHANGE, "train"),
     (ANNOTATIONS, "report"),
   ):
     if flag.value and MODE.value not in modes:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from odc_jax.config import Config, former, options
 from odc_jax.errors import UserError
-from odc_jax.files import write_json
+from odc_jax.files import settle, write_json
 
 # Keys that may change when a run goes on: they say how the work is done, and do
 # not affect its results.
@@ -40,6 +40,7 @@ def read(workdir: pathlib.Path) -> Config:
   """
   path = workdir / "config.json"
   try:
+    settle(workdir)
     return ConfigDict(former.upgraded(json.loads(path.read_text("utf-8"))))
   except FileNotFoundError as error:
     raise UserError(

@@ -2,12 +2,14 @@
 
 import collections
 import contextlib
+import copy
 import os
 import pathlib
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 
+from odc_jax.data import growth
 from odc_jax.data.source import Record
 from odc_jax.errors import UserError
 from odc_jax.files import expanded, write_whole
@@ -39,6 +41,9 @@ _NOT_THE_USERS = frozenset(
     *("System Volume Information", "lost+found"),
   }
 )
+
+# The list of a run's images, in its work directory.
+LIST = "images.txt"
 
 # Controls, the two other line breaks, and what stands for bytes that are no
 # UTF-8. Not str.isprintable: it changes with the version of Unicode, and keys
@@ -120,23 +125,62 @@ class Folder:
     self._keys = self._paths
     if any(map(_UNPRINTABLE.search, self._paths)):
       self._keys = [printable(path) for path in self._paths]
+    # Keys of images that are numbered, but no longer there.
+    self.missing: frozenset[str] = frozenset()
+    self._root, self._prefix = root, prefix
+    self._label(self._paths, classes)
+
+  def _label(
+    self, paths: Sequence[str], classes: Sequence[str] | None, first: int = 0
+  ):
+    """Takes the labels from the folders of the first level, if they can be.
+
+    Args:
+      paths: Of all images.
+      classes: As for the class.
+      first: Without `classes`: the folders of so many images are numbered
+        before the others; 0: of all.
+    """
     self._labels: list[int] | None = None
     self.classes: list[str] | None = None
     self.num_classes: int | None = None
-    below = [path[len(prefix) :].split("/") for path in self._paths]
-    if all(len(parts) == 2 for parts in below):
-      there = sorted({folder for folder, _ in below})
-      names = there if classes is None else list(classes)
-      if unknown := sorted(set(there) - set(names)):
-        raise UserError(
-          f"{root} has the class {unknown[0]!r}, which the training set has "
-          f"not: that has {', '.join(map(printable, names[:10]))}; remove it, "
-          "or add it there"
-        )
-      numbers = {name: i for i, name in enumerate(names)}
-      self.classes = names
-      self._labels = [numbers[folder] for folder, _ in below]
-      self.num_classes = len(numbers)
+    below = [path[len(self._prefix) :].split("/") for path in paths]
+    if not all(len(parts) == 2 for parts in below):
+      return
+    there = sorted({folder for folder, _ in below})
+    if first:
+      old = {folder for folder, _ in below[:first]}
+      there.sort(key=lambda folder: folder not in old)
+    names = there if classes is None else list(classes)
+    if unknown := sorted(set(there) - set(names)):
+      raise UserError(
+        f"{self._root} has the class {unknown[0]!r}, which the training set "
+        f"has not: that has {', '.join(map(printable, names[:10]))}; remove "
+        "it, or add it there"
+      )
+    numbers = {name: i for i, name in enumerate(names)}
+    self.classes = names
+    self._labels = [numbers[folder] for folder, _ in below]
+    self.num_classes = len(numbers)
+
+  def numbered(self, kept: Sequence[str], num_first: int) -> "Folder":
+    """Returns this folder with the numbers that a run knows its images by.
+
+    Args:
+      kept: Keys in the order of their numbers. Images that are not among them
+        follow, sorted by path; those that are not there are `missing`.
+      num_first: How many there were when the run began: the labels of their
+        folders stay as they were.
+    """
+    path_of = dict(zip(self._keys, self._paths, strict=True))
+    known = set(kept)
+    keys = [*kept, *(key for key in self._keys if key not in known)]
+    result = copy.copy(self)
+    result._keys = keys
+    result._paths = [path_of.get(key, key) for key in keys]
+    result.missing = frozenset(known - path_of.keys())
+    result._label(result._paths, None, num_first)
+    return result
 
   @property
   def keys(self) -> Sequence[str]:
@@ -158,7 +202,10 @@ class Folder:
 
   def stamps(self) -> Iterator[str]:
     """Yields size and time of change of every file, in their order."""
-    for path in self._paths:
+    for key, path in zip(self._keys, self._paths, strict=True):
+      if key in self.missing:
+        yield "missing"
+        continue
       with contextlib.suppress(OSError):  # gone: reading it will tell
         found = os.stat(os.path.join(self._base, path))
         yield f"{found.st_size} {found.st_mtime_ns}"
@@ -167,6 +214,8 @@ class Folder:
     return len(self._paths)
 
   def __getitem__(self, index: int) -> Record:
+    if self._keys[index] in self.missing:
+      raise FileNotFoundError("the file was removed")
     path = os.path.join(self._base, self._paths[index])
     return {
       "image": read_file(path),
@@ -207,7 +256,22 @@ def write_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
   write_whole(path, "".join(f"{key}\n" for key in keys).encode())
 
 
-def check_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
+def read_list(path: str | os.PathLike[str]) -> list[str]:
+  """Returns the keys that `write_list` wrote.
+
+  Raises:
+    OSError: it cannot be read.
+  """
+  data = pathlib.Path(path).read_bytes()
+  # Not splitlines(): it breaks lines at more than line feeds.
+  return data.decode(errors="replace").split("\n")[:-1]
+
+
+def check_list(
+  path: str | os.PathLike[str],
+  keys: Sequence[str],
+  grown: growth.Growth | None = None,
+) -> None:
   """Holds a folder against the list that was written when the run began.
 
   The memories address an image by its place in the list: with a file more or
@@ -215,30 +279,24 @@ def check_list(path: str | os.PathLike[str], keys: Sequence[str]) -> None:
 
   Args:
     path: the file, as `write_list` left it.
-    keys: `Folder.keys` as they are now.
+    keys: `Folder.keys` as they are now, of a folder that is not `numbered`.
+    grown: how the run has grown since, if it has.
 
   Raises:
     UserError: they differ; the message says in what.
     OSError: the list cannot be read.
   """
-  data = pathlib.Path(path).read_bytes()
-  # Not splitlines(): it breaks lines at more than line feeds.
-  kept = data.decode(errors="replace").split("\n")[:-1]
+  kept = read_list(path)
   if kept == list(keys):
     return
-  then, now = set(kept), set(keys)
-  new = sorted(now - then)
-  gone = sorted(then - now)
-  differences = [
-    f"{len(names):,} {what} ({', '.join(names[:3])}"
-    f"{', ...' if len(names) > 3 else ''})"
-    for names, what in ((new, "new"), (gone, "gone"))
-    if names
-  ]
+  change = growth.change(kept, grown.missing if grown else (), keys)
+  if not any(change) and grown:
+    return  # those that came later are behind the others
   raise UserError(
     "the folder of images is not as it was when this run began, as kept in "
-    f"{path}: {' and '.join(differences) or 'the order is another'}; restore "
-    "the folder, or start in a new --workdir"
+    f"{path}: {str(change) or 'the order is another'}; restore the folder, "
+    "let the run grow with --on_change=extend, give new images clusters with "
+    "--mode=assign, or start in a new --workdir"
   )
 
 

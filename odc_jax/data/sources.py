@@ -10,6 +10,9 @@ image by. Sources are picklable (the loader's worker processes get a copy) and
 never download anything. Each lives in a file of its own beside this one.
 """
 
+import pathlib
+
+from odc_jax.data import growth
 from odc_jax.data.source import Source
 from odc_jax.errors import UserError
 
@@ -54,3 +57,46 @@ def make(name: str, split: str = "", like: Source | None = None) -> Source:
     f"unknown data source {name!r}: use 'digits', 'folder:PATH', 'voc:PATH' or "
     "'tfds:NAME'"
   )
+
+
+def of_run(workdir: pathlib.Path, name: str, split: str = "") -> Source:
+  """Opens the training set of a run, numbered as the run numbers it.
+
+  Args:
+    workdir: The work directory of the run.
+    name: As for `make`.
+    split: As for `make`.
+
+  Raises:
+    UserError: As `make`; or the list of a run that has grown is damaged.
+  """
+  source = make(name, split)
+  grown = growth.read(workdir)
+  return source if grown is None else as_in_list(source, workdir, grown)
+
+
+def as_in_list(
+  source: Source, workdir: pathlib.Path, grown: growth.Growth
+) -> Source:
+  """Returns a source with the numbers in the list of a run that has grown.
+
+  Args:
+    source: A folder; anything else stays as it is.
+    workdir: The work directory of the run.
+    grown: How it has grown, or is about to.
+
+  Raises:
+    UserError: The list cannot be read.
+  """
+  from odc_jax.data import folder
+
+  if not isinstance(source, folder.Folder):
+    return source
+  try:
+    kept = folder.read_list(workdir / folder.LIST)
+  except OSError as error:
+    raise UserError(
+      f"{workdir} holds a run whose {folder.LIST} cannot be read: {error}; put "
+      "it back, or choose another --workdir"
+    ) from error
+  return source.numbered(kept, grown.sizes[0])

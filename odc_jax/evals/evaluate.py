@@ -14,7 +14,7 @@ from odc_jax import files
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options, store
 from odc_jax.config import check as config_lib
-from odc_jax.data import folder, source, sources
+from odc_jax.data import folder, growth, source, sources
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
@@ -64,12 +64,14 @@ class _Task(NamedTuple):
     of_run: The config of the run; None for a network from elsewhere.
     train: The training set.
     test: The test set, if there is one.
+    own: Whether the run has clusters of this very training set.
   """
 
   config: Config
   of_run: Config | None
   train: source.Source
   test: source.Source | None
+  own: bool
 
 
 def _run(workdir, given, names, mesh):
@@ -176,6 +178,10 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
   asked: Config = of_run if given is None else given
   config_lib.choose(METHODS, asked.method, "method")
   train = sources.make(asked.data.source, asked.data.split)
+  own = of_run is not None and _has_images_of(of_run, workdir, train, asked)
+  grown = growth.read(workdir) if own else None
+  if grown is not None:
+    train = sources.as_in_list(train, workdir, grown)
   test = None
   if asked.eval.split:
     test = sources.make(asked.data.source, asked.eval.split, train)
@@ -191,7 +197,7 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
   if not config.eval.evaluators:
     raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
   config_lib.check_values(config)
-  return _Task(config, of_run, train, test)
+  return _Task(config, of_run, train, test, own)
 
 
 class _Network(NamedTuple):
@@ -229,7 +235,7 @@ def _network(workdir, task: _Task, method, program: Program) -> _Network:
   params, batch_stats = program.evaluated(state)
   processes.say(f"evaluating {workdir} at step {int(step)}")
   clusters = None
-  if _has_images_of(task.of_run, workdir, task.train, task.config):
+  if task.own:
     clusters = processes.to_host(method.clusters(method_state))
     clusters = clusters[: len(task.train)]
   return _Network(int(step), params, batch_stats, clusters, method_state)
@@ -296,7 +302,7 @@ def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
   if train.keys is None or not path.exists():
     return same_place and len(train) == of_run.num_examples
   try:
-    folder.check_list(path, train.keys)
+    folder.check_list(path, train.keys, growth.read(workdir))
   except UserError:
     if same_place:
       raise

@@ -127,7 +127,8 @@ class Evaluation:
     weights: str,
     folder: pathlib.Path,
     advance: Callable[[int], None] = lambda done: None,
-  ) -> None:
+    before: str = "",
+  ) -> str:
     """Passes all images through the backbone, which no step will change.
 
     From then on all passes begin with these features.
@@ -138,6 +139,11 @@ class Evaluation:
       weights: What tells the backbone's weights from others.
       folder: Where features are kept, those of each data set in a folder.
       advance: Is told how many images have been read.
+      before: Name of the folder of a smaller training set, which this one
+        begins with; "" if there is none.
+
+    Returns:
+      Name of the folder of the training set.
 
     Raises:
       StoppedError: If `check` does; the pass then goes on where it was.
@@ -148,10 +154,10 @@ class Evaluation:
     )
     look = frozen.looker(self._program.forward, network, self._mesh)
 
-    def found(source, split, bad, before):
+    def found(source, split, bad, read, before=None):
       def advance_and_check(done):
         self.check()
-        advance(before + done)
+        advance(read + done)
 
       name = frozen.digest(source, split, self._config, weights)
       rows = frozen.features(
@@ -162,15 +168,19 @@ class Evaluation:
         look,
         met=bad.add,
         advance=advance_and_check,
+        before=before,
       )
       bad.exchange(processes.gather)
-      return rows
+      return rows, name
 
     split = self._config.data.split
-    self.train_data = found(self._train, split, self.bad_train, 0)
+    self.train_data, name = found(
+      self._train, split, self.bad_train, 0, folder / before if before else None
+    )
     if self._test is not None:
-      split, before = self._config.eval.split, len(self._train)
-      self._test_data = found(self._test, split, self.bad_test, before)
+      split, read = self._config.eval.split, len(self._train)
+      self._test_data, _ = found(self._test, split, self.bad_test, read)
+    return name
 
   def has_labels(self) -> bool:
     """Returns whether there is anything to evaluate against."""

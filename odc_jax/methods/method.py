@@ -134,6 +134,11 @@ class Method:
       the host. `embeddings` are those of all images, `head(params, rows)` the
       logits; all by the network that is evaluated. None: nothing is left to
       do.
+    grow: (config, state, embeddings, num_before) -> state: called on the host
+      where images have come to a run that has clusters already. `embeddings`
+      are those of all images, [n, d]; the state is of the first `num_before`,
+      and what it says of them stays. Clusters keep their numbers. None: a run
+      of this method cannot grow.
     vote: (state, logits, each [b, k]) -> how likely every cluster is, [b, k],
       for images new or old, by all that a finished state knows; can be traced.
       An image's cluster is the likeliest. `logits` as for `finish`. None: it is
@@ -170,6 +175,7 @@ class Method:
   recluster_due: Callable[..., bool] = lambda config, step: False
   recluster: Callable[..., Any] | None = None
   finish: Callable[..., Any] | None = None
+  grow: Callable[..., Any] | None = None
   vote: Callable[..., Array] | None = None
   sampler: Callable[..., Any] | None = None
   clusters: Callable[[Any], Array] = _of_first_clustering

@@ -146,6 +146,56 @@ def recluster(config: Config, state: ODCState, passes, step: int) -> ODCState:
   return fill(embeddings)
 
 
+def grow(
+  config: Config, state: ODCState, embeddings, num_before: int
+) -> ODCState:
+  """Takes new images into both memories, as `--on_change=extend` asks.
+
+  Their features are the unit embeddings, their clusters those of the nearest
+  centroids: as a first visit with a momentum of 1 would leave them. Centroids
+  stay until the next step refreshes them. Not in the paper.
+
+  Args:
+    config: Reads `num_clusters`, `num_examples`, `odc.*`.
+    state: Memories of the first `num_before` images.
+    embeddings: Of all images, [n, d]; rows are padded.
+    num_before: Images so far.
+
+  Returns:
+    Memories of all `num_examples` images.
+  """
+  k, num_examples = config.num_clusters, config.num_examples
+
+  @jax.jit
+  def fill(samples, centroids, embeddings):
+    rows = jnp.arange(embeddings.shape[0])
+    is_new = (rows >= num_before) & (rows < num_examples)
+    features = spherical.normalize(embeddings.astype(jnp.float32))
+    features = features.astype(config.odc.memory_dtype)
+    nearest = assign.assign_all(
+      features, centroids.centroids, num_examples, config.odc.assign_metric
+    )
+    more = embeddings.shape[0] - samples.assignments.shape[0]
+
+    def longer(old, pad):
+      return jnp.pad(old, (0, more), constant_values=pad)
+
+    samples = SampleMemory(
+      jnp.where(
+        is_new[:, None],
+        features,
+        jnp.pad(samples.features, ((0, more), (0, 0))),
+      ),
+      jnp.where(is_new, nearest, longer(samples.assignments, k)),
+      jnp.where(is_new, nearest, longer(samples.previous, k)),
+    )
+    sums = memory.recompute(samples, k)
+    return samples, sums._replace(centroids=centroids.centroids)
+
+  samples, centroids = fill(state.samples, state.centroids, embeddings)
+  return ODCState(samples, centroids, state.dissolved)
+
+
 def dissolved_clusters(state: ODCState) -> Int[Array, ""]:
   """Returns how many clusters were dissolved since this epoch began."""
   return state.dissolved
@@ -314,4 +364,5 @@ METHOD = Method(
   recluster_due=recluster_due,
   recluster=recluster,
   dissolved_clusters=dissolved_clusters,
+  grow=grow,
 )

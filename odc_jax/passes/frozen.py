@@ -3,7 +3,8 @@
 A folder holds them beside what else is known of every image, under a name that
 follows from the images, the weights and the preprocessing: the next experiment
 on the same images finds them there. A pass that was killed goes on from its
-last note of what is whole.
+last note of what is whole. Where a collection has grown, the rows of before are
+copied, and the pass is over what is new.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -24,7 +25,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.data import resident
 from odc_jax.data.bad_images import BadImage
-from odc_jax.data.source import Source
+from odc_jax.data.source import Record, Source
 from odc_jax.distributed import compiler, processes
 from odc_jax.files import write_json
 from odc_jax.passes import extract
@@ -92,6 +93,7 @@ def features(
   *,
   met: Callable[[list[BadImage]], None],
   advance: Callable[[int], None],
+  before: pathlib.Path | None = None,
 ) -> resident.Rows:
   """Returns the features of all images, computed or found.
 
@@ -108,19 +110,23 @@ def features(
     met: Is told of the images that cannot be read.
     advance: Is told how many images are done; may raise `StoppedError`, after
       which the pass goes on where it was.
+    before: A folder of the first images of `source`, whole; None: there is
+      none. They are not looked at again.
 
   Raises:
     UserError: As `met`.
   """
-  done, bad = processes.gather(_note(folder))[0]
+  note = _Note(*processes.gather(_note(folder))[0])
   n = len(source)
   with contextlib.ExitStack() as stack:
-    if done < n:
+    if note.rows < n:
       stack.enter_context(_alone(folder, advance))
-      done, bad = processes.gather(_note(folder))[0]
-    met([BadImage(*image) for image in bad])
-    if done < n:
-      _pass(source, folder, config, mesh, look, done, bad, met, advance)
+      if before is not None and processes.is_first():
+        _copy(before, folder, n)
+      note = _Note(*processes.gather(_note(folder))[0])
+    met([BadImage(*image) for image in note.bad])
+    if note.rows < n:
+      _pass(source, folder, config, mesh, look, note, met, advance)
     processes.gather(None)  # until the first process has written all of it
   kept = {name: np.load(folder / _file(name), mmap_mode="r") for name in _KEPT}
   keys = (folder / _KEYS).read_text("utf-8").split("\n")[:n]
@@ -189,30 +195,83 @@ def _alone(
     lock.release()
 
 
-def _note(folder: pathlib.Path) -> tuple[int, list]:
-  """Returns how many rows are whole, and which images cannot be read."""
+class _Note(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    rows: How many rows are whole.
+    bad: The images among them that cannot be read.
+    copied: How many of the rows are those of a smaller collection.
+  """
+
+  rows: int = 0
+  bad: Sequence[Sequence] = ()
+  copied: int = 0
+
+
+def _note(folder: pathlib.Path) -> _Note:
+  """Returns what a folder holds."""
   with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
     note = json.loads((folder / _NOTE).read_text("utf-8"))
     if all((folder / name).exists() for name in (*map(_file, _KEPT), _KEYS)):
-      return note["rows"], note["bad"]
-  return 0, []
+      return _Note(note["rows"], note["bad"], note.get("copied", 0))
+  return _Note()
 
 
 def _file(name: str) -> str:
   return f"{name}.npy"
 
 
-def _pass(source, folder, config, mesh, look, done, bad, met, advance):
-  """Passes over the images from number `done` on."""
+def _copy(before: pathlib.Path, folder: pathlib.Path, n: int) -> None:
+  """Begins a folder of n images with the rows of another, if they are more."""
+  old = _note(before)
+  if before == folder or not _note(folder).rows < old.rows <= n:
+    return
+  writer = _Writer(folder, n, _Note())
+  rows = [np.load(before / _file(name), mmap_mode="r") for name in _KEPT]
+  keys = (before / _KEYS).read_text("utf-8").split("\n")[: old.rows]
+  *arrays, labels = (part[: old.rows] for part in rows)
+  with contextlib.closing(writer):
+    writer.add(arrays, labels, keys, old.bad, copied=old.rows)
+
+
+class _Rest:
+  """The records from number `first` on, numbered from 0.
+
+  Behind them is a black one, which stands in for the last where that cannot be
+  read: no image of before is read again.
+  """
+
+  def __init__(self, source: Source, first: int):
+    self._source, self._first = source, first
+    self.num_classes = source.num_classes
+    self.keys = None if source.keys is None else [*source.keys[first:], ""]
+
+  def __len__(self) -> int:
+    return len(self._source) - self._first + 1
+
+  def __getitem__(self, index: int) -> Record:
+    if index == len(self) - 1:
+      black = np.zeros((1, 1, 3), np.uint8)
+      return {"image": black, "index": index, "key": "", "label": None}
+    record = self._source[self._first + index]
+    return {**record, "index": index}
+
+
+def _pass(source, folder, config, mesh, look, note, met, advance):
+  """Passes over the images that a folder does not hold yet."""
+  n, first = len(source), note.copied
+  if first:
+    source = _Rest(source, first)
   # Whole batches, also where they had another size before: an image that cannot
   # be read is replaced by one that follows it in the whole data set.
   size = mesh_lib.divisible(config.eval.batch_size, mesh)
-  first_batch = done // size
-  done = first_batch * size
-  bad = [image for image in bad if image[0] < done]
+  first_batch = (note.rows - first) // size
+  done = first + first_batch * size
+  bad = [image for image in note.bad if image[0] < done]
   writer = None
   if processes.is_first():
-    writer = _Writer(folder, len(source), done, bad)
+    writer = _Writer(folder, n, _Note(done, bad, first))
   with contextlib.ExitStack() as stack:
     if writer is not None:
       stack.callback(writer.close)
@@ -221,7 +280,9 @@ def _pass(source, folder, config, mesh, look, done, bad, met, advance):
     )
     for batch in batches:
       advance(done)
-      found = batch.pop("bad")
+      found = [
+        image._replace(index=first + image.index) for image in batch.pop("bad")
+      ]
       met(found)
       arrays = look(processes.to_devices(batch["image"], mesh))
       whole = processes.gather(
@@ -229,8 +290,8 @@ def _pass(source, folder, config, mesh, look, done, bad, met, advance):
       )
       labels = np.concatenate([np.array(p[0], np.int32) for p in whole])
       keys = [key for part in whole for key in part[1]]
-      count = min(len(labels), len(source) - done)
-      if writer is not None:
+      count = min(len(labels), n - done)
+      if writer is not None and count:
         writer.add(
           [np.asarray(array)[:count] for array in arrays],
           labels[:count],
@@ -243,19 +304,21 @@ def _pass(source, folder, config, mesh, look, done, bad, met, advance):
 class _Writer:
   """Writes rows in order, and from time to time a note of what is whole."""
 
-  def __init__(self, folder: pathlib.Path, n: int, done: int, bad: list):
+  def __init__(self, folder: pathlib.Path, n: int, begun: _Note):
     folder.mkdir(parents=True, exist_ok=True)
-    self._folder, self._n, self._done = folder, n, done
-    self._bad = [list(image) for image in bad]
+    self._folder, self._n, self._done = folder, n, begun.rows
+    self._bad = [list(image) for image in begun.bad]
+    self._copied = begun.copied
     self._arrays: dict[str, Any] = {}
     self._noted = time.monotonic()
     path = folder / _KEYS
+    done = self._done
     keys = path.read_text("utf-8").split("\n")[:done] if done else []
     path.write_text("".join(f"{key}\n" for key in keys), "utf-8")
     self._keys = path.open("a", encoding="utf-8")
 
-  def add(self, arrays, labels, keys, bad):
-    """Writes the rows that follow."""
+  def add(self, arrays, labels, keys, bad, copied=0):
+    """Writes the rows that follow; they may be `copied`, not computed."""
     features, signatures = arrays
     rows = dict(zip(_KEPT, (features, signatures, labels), strict=True))
     end = self._done + len(labels)
@@ -270,7 +333,7 @@ class _Writer:
       self._arrays[name][self._done : end] = part
     self._keys.write("".join(f"{key}\n" for key in keys))
     self._bad += bad
-    self._done = end
+    self._done, self._copied = end, self._copied + copied
     if time.monotonic() - self._noted > _NOTE_SECONDS:
       self.note()
 
@@ -279,8 +342,8 @@ class _Writer:
     for array in self._arrays.values():
       array.flush()
     self._keys.flush()
-    note = {"rows": self._done, "bad": self._bad}
-    write_json(self._folder / _NOTE, note)
+    note = _Note(self._done, self._bad, self._copied)
+    write_json(self._folder / _NOTE, note._asdict())
     self._noted = time.monotonic()
 
   def close(self):

@@ -39,6 +39,8 @@ _COMPARED = {
   "projection_y": np.nan,
 }
 _OPTIONAL = ("cluster_group", "label")
+# Of a run that has grown.
+_GROWN = ("generation", "is_novel", "is_missing")
 # Read for those images alone that are shown.
 _KEY = "key"
 _NEIGHBORS = "neighbors"
@@ -115,6 +117,7 @@ def read(workdir: pathlib.Path) -> Contents:
       "representatives": representatives,
       "attributes": _attributes(workdir / attributes.FILE, len(clusters)),
     },
+    "growth": summary.get("growth"),
     "outliers": _places([picked.outliers], place)[0],
     "num_outliers": int(table["is_outlier"].sum()),
     "compared": neighbors,
@@ -141,6 +144,7 @@ def read(workdir: pathlib.Path) -> Contents:
   # In any order but the table's: of more pictures than fit, those that do
   # shall come from everywhere.
   rest = np.random.default_rng(0).permutation(len(shown)).tolist()
+  first, rest = _there(images, first), _there(images, rest)
   return Contents(
     data=data,
     by_worth=sample.unique([*first, *rest]),
@@ -148,6 +152,12 @@ def read(workdir: pathlib.Path) -> Contents:
     agreement=float(np.mean(table["margin"] >= 0)),
     advice=summary.get("advice") or "",
   )
+
+
+def _there(images: dict[str, list], places: list[int]) -> list[int]:
+  """Returns the places of the images whose files are not known to be gone."""
+  gone = images.get("is_missing")
+  return [i for i in places if not gone[i]] if gone else places
 
 
 def _load(workdir: pathlib.Path):
@@ -177,7 +187,7 @@ def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
   names = table_lib.names(path)
   if lacking := [name for name in (*_COLUMNS, _KEY) if name not in names]:
     raise ValueError(f"no column {', '.join(lacking)}")
-  others = [name for name in (*_COMPARED, *_OPTIONAL) if name in names]
+  others = [name for name in (*_COMPARED, *_OPTIONAL, *_GROWN) if name in names]
   columns = [*_COLUMNS, *others]
   table = table_lib.read(path, columns)
   found = {name: np.full(len(table), no) for name, no in _COMPARED.items()}
@@ -227,6 +237,7 @@ def _images(
     ("is_outlier", None),
     ("near_duplicate_group", None),
     ("label", None),
+    *((name, None) for name in _GROWN),
   ):
     if name not in table:
       continue

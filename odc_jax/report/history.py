@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from odc_jax.config import former
 from odc_jax.config.store import identity
 from odc_jax.errors import UserError
+from odc_jax.files import settle
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 
@@ -46,6 +47,7 @@ def read(workdir: pathlib.Path) -> History:
     raise UserError(
       f"{workdir}: there is no such work directory; check --workdir"
     )
+  settle(workdir)
   lines = _json_lines(workdir / "metrics.jsonl")
   if not lines:
     raise UserError(

@@ -31,6 +31,7 @@ _SCRIPTS = (
   "cluster_view.js",
   "viewer.js",
   "lists.js",
+  "growth.js",
   "work_panel.js",
   "map.js",
   "map_colours.js",
@@ -210,6 +211,12 @@ def _counts(
     ("duplicates", data["num_duplicates"], *_DUPLICATES),
     ("outliers", data["num_outliers"], "outlier", "outliers"),
   ]
+  if growth := data["growth"]:
+    found += [
+      ("new", growth["new"], "new image", "new images"),
+      ("new", growth["novel"], "of them novel", "of them novel"),
+      ("new", growth["missing"], "removed", "removed"),
+    ]
   counts = [("map", f"{data['num_images']:,}", "images")]
   return counts + [
     (section, f"{number:,}", one if number == 1 else many)

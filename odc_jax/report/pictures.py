@@ -70,7 +70,7 @@ def take(
   of = [-1] * len(images["key"])
   data = config["data"]
   try:
-    source = sources.make(data["source"], data["split"])
+    source = sources.of_run(workdir, data["source"], data["split"])
   # A missing library is not the user's mistake here.
   except (UserError, OSError, ImportError) as error:
     problem = f"the data set cannot be opened: {error}"

@@ -13,6 +13,8 @@ OUTLIERS = 60
 LEAST_USUAL = 20
 DUPLICATE_GROUPS = 40
 DUPLICATES_OF_GROUP = 8
+# Of a collection that has grown: the most unlike its clusters first.
+NEW = 200
 # Lists in clusters.json whose images are on the page, whatever is left out.
 _LISTS = ("representatives", "boundary", "outliers")
 
@@ -81,6 +83,7 @@ def draw(table: dict[str, np.ndarray], clusters: list[dict]) -> Sample:
     *(row for c in by_size for row in representatives[c][:1]),
     *outliers,
     *(row for _, rows in duplicates for row in rows),
+    *_new(table),
   ]
   # The map before the lists: with 10,000 clusters these leave it no room.
   rows = unique(
@@ -99,6 +102,16 @@ def draw(table: dict[str, np.ndarray], clusters: list[dict]) -> Sample:
     num_duplicate_groups=num_groups,
     on_map=placed,
   )
+
+
+def _new(table: dict[str, np.ndarray]) -> list[int]:
+  """Returns the images of the last growth, those first that are far off."""
+  generation = table.get("generation")
+  if generation is None or not generation.max():
+    return []
+  new = np.flatnonzero(generation == generation.max())
+  far = np.argsort(table["similarity"][new], kind="stable")
+  return new[far[:NEW]].tolist()
 
 
 def _duplicates(group: np.ndarray) -> tuple[list, int, int]:

@@ -102,8 +102,9 @@ def load(workdir: pathlib.Path) -> Annotations:
 def apply(workdir: pathlib.Path, path: pathlib.Path) -> str:
   """Takes annotations into a finished run.
 
-  Names go to the clusters that the same images are in now. What was annotated
-  before is replaced.
+  Names go to the clusters that the same images are in now; of a run that has
+  grown since, to those with the same numbers. What was annotated before is
+  replaced.
 
   Args:
     workdir: Of the run; its `annotations.json` is written, and the column
@@ -125,8 +126,9 @@ def apply(workdir: pathlib.Path, path: pathlib.Path) -> str:
   clusters = rows["cluster"].to_numpy()
   run = digest(rows["index"].to_numpy(), clusters)
   of_key = dict(zip(rows["key"].to_pylist(), clusters.tolist(), strict=True))
-  if content["run"] == run:
+  if content["run"] == run or content["run"] in _of_before(workdir):
     lost = []
+    content["run"] = run
   else:
     content, lost = _found_again(content, of_key)
     content["run"] = run
@@ -177,6 +179,15 @@ def _check(content: Any) -> None:
   for image in content["images"]:
     if not isinstance(image["key"], str) or image["mark"] not in MARKS:
       raise ValueError(f"mark {image['mark']!r}; there is {', '.join(MARKS)}")
+
+
+def _of_before(workdir: pathlib.Path) -> list[str]:
+  """Returns digests of the clusters that a run had before it grew.
+
+  Clusters keep their numbers when a run grows.
+  """
+  path = workdir / "growth.json"
+  return json.loads(path.read_text())["tables"] if path.exists() else []
 
 
 def _names(content: dict[str, Any]) -> dict[int, str]:

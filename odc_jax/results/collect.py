@@ -18,7 +18,7 @@ from odc_jax.clustering import pca
 from odc_jax.distributed import processes
 from odc_jax.files import whole
 from odc_jax.passes.extract import Features
-from odc_jax.results import vectors, write
+from odc_jax.results import growth, vectors, write
 from odc_jax.training import assign
 from odc_jax.training.programs import Program
 from odc_jax.training.state import TrainState
@@ -45,6 +45,7 @@ def hand_over(
   num_groups: int | None,
   look: Callable[[np.ndarray], Mapping[str, pa.Array]],
   folder: str | None,
+  grown: growth.Grown | None = None,
 ) -> None:
   """Writes what a user takes away; `results` lists the files.
 
@@ -65,6 +66,7 @@ def hand_over(
     look: Which images could be read, [n] -> further columns of the table; the
       first process calls it.
     folder: That the keys are below; None: images are no files.
+    grown: Which images came later, and which are gone, if any did or are.
 
   Raises:
     UserError: There cannot be so many groups.
@@ -106,6 +108,7 @@ def hand_over(
     num_groups=num_groups,
     facts=look(readable),
     folder=folder,
+    grown=grown,
   )
 
 

@@ -30,6 +30,11 @@ COLUMNS = {
   "that one is nearer",
   "confidence": "the network's own probability of the cluster; where many "
   "heads vote, the share of them that is for it",
+  "generation": "of a run that has grown (--on_change=extend): with which "
+  "growth the image came; 0: it was there when the run began",
+  "is_novel": "likewise: it came with the last growth, and is farther from "
+  "every centroid than 99 % of the images of before",
+  "is_missing": "likewise: its file is no longer there",
   "outlier_score": "half of 1 minus the mean cosine with its ten nearest "
   "images",
   "is_outlier": "unlike the others: its score is beyond the threshold in "
@@ -63,6 +68,9 @@ _TYPES = {
   "second_cluster": pa.int32(),
   "margin": pa.float32(),
   "confidence": pa.float32(),
+  "generation": pa.int32(),
+  "is_novel": pa.bool_(),
+  "is_missing": pa.bool_(),
   "outlier_score": pa.float32(),
   "is_outlier": pa.bool_(),
   "near_duplicate_group": pa.int32(),

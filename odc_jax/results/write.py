@@ -14,6 +14,7 @@ from odc_jax.results import (
   annotations,
   clusters,
   duplicates,
+  growth,
   neighbors,
   outliers,
   projection,
@@ -69,6 +70,7 @@ def write(
   num_groups: int | None = None,
   facts: Mapping[str, pa.Array] | None = None,
   folder: str | None = None,
+  grown: growth.Grown | None = None,
 ) -> None:
   """Writes all but the two arrays with a row for every image.
 
@@ -88,6 +90,7 @@ def write(
     num_groups: How many groups to merge the clusters into; None: no column.
     facts: Further columns of the table, of n values each (`data.facts`).
     folder: That the keys are below; None: images are no files.
+    grown: Which images came later, and which are gone; None: no columns.
 
   Raises:
     UserError: There cannot be so many groups.
@@ -102,7 +105,9 @@ def write(
   columns = _columns(keys, labels, sizes, judged)
   if groups is not None:
     columns["cluster_group"] = groups[judged.cluster]
-  columns |= facts or {}
+  near = judged.similarity, judged.margin
+  found, of_growth = growth.columns(grown, *near, readable)
+  columns |= {**(facts or {}), **found}
   thresholds = {"outlier_threshold": None, "novelty_threshold": None}
   if len(features) <= MOST_COMPARED:
     compared, thresholds = _compare(features, readable, signatures)
@@ -122,6 +127,7 @@ def write(
     "num_groups": num_groups,
     "agreement": agreement,
     **thresholds,
+    **of_growth,
     "tree": None if merges is None else merges.tolist(),
     "cuts": [{"num_groups": g, "silhouette": s} for g, s in cuts],
     "best_num_groups": best,

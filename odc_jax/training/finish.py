@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from odc_jax.passes.extract import Features
 from odc_jax.results import vectors
 from odc_jax.results import verdict as verdict_lib
 from odc_jax.results.collect import hand_over
+from odc_jax.results.growth import Grown
 from odc_jax.training.setup import Run
 from odc_jax.training.state import TrainState
 
@@ -69,6 +71,7 @@ def finish(
     num_groups=num_groups,
     look=functools.partial(_facts, run),
     folder=getattr(run.train, "base", None),
+    grown=_grown(run, keys),
   )
   summary, verdict = None, None
   if processes.is_first():
@@ -116,6 +119,18 @@ def _facts(run: Run, readable: np.ndarray) -> dict[str, pa.Array]:
     )
 
 
+def _grown(run: Run, keys: Sequence[str]) -> Grown | None:
+  """Returns which images came later and which are gone, if any did or are."""
+  if run.growth is None:
+    return None
+  sizes, missing = run.growth.sizes, run.growth.missing
+  return Grown(
+    run.growth.generations(),
+    np.array([key in missing for key in keys]),
+    len(sizes) - 1,
+  )
+
+
 def _verdict(run: Run) -> verdict_lib.Verdict:
   """Judges the clusters that were written, by a sample of the images."""
   config = run.config
@@ -125,6 +140,10 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
   )
   index, clusters = table["index"].to_numpy(), table["cluster"].to_numpy()
   chosen = verdict_lib.sample(len(index))
+  if run.growth is not None and run.growth.missing:
+    keys, missing = run.train.keys or (), run.growth.missing
+    there = [keys[i] not in missing for i in index[chosen].tolist()]
+    chosen = chosen[there]
   features = np.load(run.workdir / "features.npy", mmap_mode="r")
   measures = verdict_lib.measure(
     vectors.unit(features[index[chosen]]),

@@ -27,7 +27,10 @@ _MOST_ROLLBACKS = 3
 
 
 def train(
-  config: Config, workdir: pathlib.Path, num_groups: int | None = None
+  config: Config,
+  workdir: pathlib.Path,
+  num_groups: int | None = None,
+  on_change: str | None = None,
 ) -> dict[str, int | float]:
   """Trains, or goes on where the work directory stopped, and evaluates.
 
@@ -36,6 +39,8 @@ def train(
     workdir: Where everything is written; see the README for what. With several
       processes a folder that all of them see.
     num_groups: How many groups to merge the clusters into at the end, if any.
+    on_change: "extend": a run whose images have changed grows with them. None:
+      it is refused.
 
   Returns:
     What is in `summary.json`: name -> last value.
@@ -49,7 +54,7 @@ def train(
   while True:
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
       try:
-        run = open_run(config, workdir, num_groups, mesh, stack)
+        run = open_run(config, workdir, num_groups, mesh, stack, on_change)
         return _train(run, rollbacks, num_groups, stack)
       except NotFiniteError as error:
         # Saving comes after checking: no checkpoint holds what was not finite.

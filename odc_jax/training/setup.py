@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-import time
 from collections.abc import Generator
 from typing import Any
 
@@ -15,15 +12,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from odc_jax import files
-from odc_jax.config import Config, auto, check, options, store
-from odc_jax.data import bad_images, capacity, feed, folder, loader, sources
+from odc_jax.config import Config, auto, check, options
+from odc_jax.data import (
+  bad_images,
+  capacity,
+  feed,
+  folder,
+  growth,
+  loader,
+  sources,
+)
 from odc_jax.data import order as order_lib
 from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
 from odc_jax.evals.evaluation import Evaluation, evaluators_of
+from odc_jax.files import settle
 from odc_jax.interop import describe, hub
 from odc_jax.interop import load as interop
 from odc_jax.logs import progress
@@ -31,14 +36,12 @@ from odc_jax.methods import METHODS
 from odc_jax.methods.method import Method
 from odc_jax.passes.extract import Features
 from odc_jax.results import groups
-from odc_jax.training import checkpoint, parameters
+from odc_jax.training import checkpoint, extend, parameters
 from odc_jax.training import state as state_lib
+from odc_jax.training import workdir as workdir_lib
 from odc_jax.training.programs import FROZEN, Program, assemble
 from odc_jax.training.recluster import Reclustering
 from odc_jax.training.state import TrainState
-
-# A network file system may take this long to show a file to another host.
-_SHARED_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Run:
     workdir: The work directory, prepared.
     program: The compiled side.
     train: The training set.
+    growth: What it has grown by since the run began, if it has.
     steps_per_epoch: Steps of an epoch.
     num_steps: Steps of the run.
     checkpoints: Of the work directory.
@@ -66,6 +70,7 @@ class Run:
   workdir: pathlib.Path
   program: Program
   train: Source
+  growth: growth.Growth | None
   steps_per_epoch: int
   num_steps: int
   checkpoints: checkpoint.Checkpoints
@@ -118,6 +123,7 @@ def open_run(
   num_groups: int | None,
   mesh: Mesh,
   stack: contextlib.ExitStack,
+  on_change: str | None = None,
 ) -> Run:
   """Checks what was asked for, and prepares the work directory.
 
@@ -127,6 +133,8 @@ def open_run(
     num_groups: How many groups the clusters are to be merged into, if any.
     mesh: The devices.
     stack: Closes at the end of the run what is opened here.
+    on_change: "extend" for a run that grows with its images; None: it is
+      refused where these have changed.
 
   Raises:
     UserError: For whatever the user can mend.
@@ -136,13 +144,58 @@ def open_run(
   # A mistake here would otherwise show after the work directory is prepared.
   evaluators_of(config.eval.evaluators)
   bad_images.check(config.data)
-  train = sources.make(config.data.source, config.data.split)
-  test = None
+  planned = _planned(config, workdir, on_change)
+  train, test = planned.train, None
   if config.eval.split:
     test = sources.make(config.data.source, config.eval.split, train)
-  config, num_steps = _sized(config, method, train, mesh, num_groups)
+  planned, num_steps = _sized(planned, method, mesh, num_groups)
+  config = planned.config
   program = assemble(config, method, mesh)
   sets = [train] if test is None else [train, test]
+  choice = _where_images_lie(config, method, sets, mesh)
+
+  resuming = checkpoint.any_in(workdir)
+  if not resuming:
+    interop.check(config, program.shapes)
+  workdir_lib.enter(workdir, planned, resuming, stack)
+  if processes.is_first():
+    workdir_lib.prepare(workdir, planned, resuming)
+    parameters.write(program.shapes.params, workdir)
+  workdir_lib.wait_for_config(workdir)
+  stop = Stop(mesh)
+  stack.enter_context(stop.listening())
+  passes = functools.partial(
+    Evaluation, config, program, mesh, train, test, check=stop.check
+  )
+  if planned.due:
+    freeze = functools.partial(_freeze, config, workdir, stop)
+    extend.extend(planned, method, program, mesh, workdir, passes, freeze)
+  evaluation = passes(workdir / "bad_images.txt")
+  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
+  stack.callback(checkpoints.close)
+  if choice.why:
+    processes.say(choice.why)
+  if choice.side:
+    _keep_images(evaluation, choice, sum(map(len, sets)), stop)
+  return Run(
+    config=config,
+    method=method,
+    mesh=mesh,
+    workdir=workdir,
+    program=program,
+    train=train,
+    growth=planned.growth,
+    steps_per_epoch=check.steps_per_epoch(config),
+    num_steps=num_steps,
+    checkpoints=checkpoints,
+    stop=stop,
+    evaluation=evaluation,
+    recluster=Reclustering(config, method, program, mesh, evaluation),
+  )
+
+
+def _where_images_lie(config: Config, method: Method, sets, mesh):
+  """Returns whether images lie on the devices, and writes it to the config."""
   frozen = check.is_frozen(config)
   if method.partners is not None and not frozen:
     raise UserError(
@@ -157,41 +210,7 @@ def open_run(
   )
   with config.unlocked():
     config.data.resident = "images" if choice.side else "off"
-
-  resuming = checkpoint.any_in(workdir)
-  if not resuming:
-    interop.check(config, program.shapes)
-  _enter(config, train, workdir, resuming, stack)
-  if processes.is_first():
-    _prepare(workdir, config, train.keys, resuming)
-    parameters.write(program.shapes.params, workdir)
-  _wait_for_config(workdir)
-  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
-  stack.callback(checkpoints.close)
-  stop = Stop(mesh)
-  stack.enter_context(stop.listening())
-  bad_path = workdir / "bad_images.txt"
-  evaluation = Evaluation(
-    config, program, mesh, train, test, bad_path, stop.check
-  )
-  if choice.why:
-    processes.say(choice.why)
-  if choice.side:
-    _keep_images(evaluation, choice, sum(map(len, sets)), stop)
-  return Run(
-    config=config,
-    method=method,
-    mesh=mesh,
-    workdir=workdir,
-    program=program,
-    train=train,
-    steps_per_epoch=check.steps_per_epoch(config),
-    num_steps=num_steps,
-    checkpoints=checkpoints,
-    stop=stop,
-    evaluation=evaluation,
-    recluster=Reclustering(config, method, program, mesh, evaluation),
-  )
+  return choice
 
 
 def _keep_images(evaluation: Evaluation, choice, num_images, stop: Stop):
@@ -213,38 +232,72 @@ def _keep_images(evaluation: Evaluation, choice, num_images, stop: Stop):
     )
 
 
-def _freeze(run: Run, state: TrainState):
-  """Passes the images through a backbone that no step will change."""
-  if not check.is_frozen(run.config):
-    return
-  kept = hub.recorded(run.workdir)
-  weights = kept.get("sha256", f"random {run.config.seed}")
-  num_images = len(run.train) + run.evaluation.num_test
+def _freeze(
+  config: Config,
+  workdir: pathlib.Path,
+  stop: Stop,
+  evaluation: Evaluation,
+  state: TrainState,
+  before: str = "",
+) -> str:
+  """Passes the images through a backbone that no step will change.
+
+  Args:
+    config: The experiment; only of a frozen backbone anything is done.
+    workdir: The work directory.
+    stop: Hears the signals.
+    evaluation: Which passes over the images.
+    state: Has the backbone.
+    before: As for `Evaluation.freeze`.
+
+  Returns:
+    Name of the folder with the features; "" without.
+  """
+  if not check.is_frozen(config):
+    return ""
+  kept = hub.recorded(workdir)
+  weights = kept.get("sha256", f"random {config.seed}")
+  num_images = config.num_examples + evaluation.num_test
   first = processes.is_first()
   try:
     with progress.bar("features of the images", num_images, first) as advance:
-      run.evaluation.freeze(
+      return evaluation.freeze(
         state.params,
         state.batch_stats,
         weights,
-        run.workdir.parent / "features",
+        workdir.parent / "features",
         advance,
+        before,
       )
   except StoppedError:
     processes.warn(
       "stopped during the pass over the images; the same command goes on there"
     )
-    raise SystemExit(run.stop.exit_status) from None
+    raise SystemExit(stop.exit_status) from None
 
 
-def _sized(config, method: Method, train, mesh, num_groups):
-  """Returns the config with all sizes filled in, and the number of steps."""
-  n = len(train)
-  config, described = describe.fill(config)
+def _planned(
+  config: Config, workdir: pathlib.Path, on_change: str | None
+) -> extend.Plan:
+  """Returns what is to be done about the images, and their source."""
+  if processes.is_first():
+    settle(workdir)
+  processes.gather(None)  # until it is done
+  train = sources.make(config.data.source, config.data.split)
+  return extend.plan(config, workdir, train, on_change)
+
+
+def _sized(
+  planned: extend.Plan, method: Method, mesh, num_groups
+) -> tuple[extend.Plan, int]:
+  """Returns the plan with all sizes filled in, and the number of steps."""
+  n, train = planned.num_first, planned.train
+  config, described = describe.fill(planned.config)
   config, reasons = auto.fill(config, n, mesh.size, method.AUTO)
   config = check.resolve(config, n, mesh.size)
   with config.unlocked():
     config.method_name = method.NAME  # for the report, which reads files alone
+    config.num_examples = n = len(train)
   groups.check_num_groups(num_groups, config.num_clusters)
   classes = train.num_classes
   processes.say(
@@ -258,17 +311,18 @@ def _sized(config, method: Method, train, mesh, num_groups):
     )
   for line in (*described, *reasons):
     processes.say(line)
+  planned = extend.sized(planned._replace(config=config), method)
   # Asked for once here, so that a mistake shows before anything is computed.
   order_lib.batch_indices(
     n, config.batch_size, 0, config.seed, config.data.sampling
   )
-  num_steps = int(config.num_epochs * check.steps_per_epoch(config))
+  num_steps = extend.num_steps(config, planned.growth)
   if not num_steps and method.recluster is None and method.finish is None:
     raise UserError(
       f"{config.method} finds its clusters while it trains: num_epochs must be "
       "above 0"
     )
-  return config, num_steps
+  return planned, num_steps
 
 
 def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
@@ -291,7 +345,7 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
   if state is not None:
     if rollbacks:
       state = state_lib.with_fresh_order(state, rollbacks, program.shardings)
-    _freeze(run, state)
+    _keep_features(run, state)
     processes.say(f"going on from step {int(state.step)} of {run.num_steps}")
     return state, None, True
   state = program.init()
@@ -309,7 +363,7 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
     state = jax.jit(follow, donate_argnums=0, out_shardings=program.shardings)(
       state
     )
-  _freeze(run, state)
+  _keep_features(run, state)
   if not run.recluster.due(0):
     return state, None, False
   processes.say(
@@ -328,80 +382,12 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
   return state, features, False
 
 
-def _check_processes(config, source, workdir, resuming):
-  """Raises UserError where the processes do not run the same."""
-  keys = hashlib.sha256("\n".join(source.keys or ()).encode())
-  processes.check_equal(
-    {
-      **store.identity(json.loads(config.to_json())),
-      "JAX version": jax.__version__,
-      "images": len(source),
-      "images whose names have the digest": keys.hexdigest(),
-      f"checkpoints in {workdir}:": resuming,
-    }
+def _keep_features(run: Run, state: TrainState):
+  """Passes the images through a frozen backbone, or finds its features."""
+  # A run that has grown keeps those of files that have changed or are gone.
+  before = extend.features_of(run.workdir) if run.growth else ""
+  name = _freeze(
+    run.config, run.workdir, run.stop, run.evaluation, state, before
   )
-
-
-def _enter(config, source, workdir, resuming, stack):
-  """Keeps other runs out of the work directory until `stack` is left.
-
-  Raises:
-    UserError: In all processes, where one is under way, or they differ.
-  """
-  _check_processes(config, source, workdir, resuming)
-  problem = None
-  if processes.is_first():
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(files.alone(workdir / ".lock"))
-    except files.BusyError:
-      problem = (
-        f"a run is under way in {workdir} already; wait for its end, or choose "
-        "another --workdir"
-      )
-    except OSError as error:
-      problem = (
-        f"the work directory {workdir} cannot be used: {error}; choose another "
-        "--workdir"
-      )
-    else:
-      if checkpoint.any_in(workdir) != resuming:
-        problem = (
-          f"another run has just ended in {workdir}; the same command goes on "
-          "from there"
-        )
-  problem = processes.gather(problem)[0]
-  if problem is not None:
-    raise UserError(problem)
-
-
-def _prepare(workdir, config, names, resuming):
-  """Writes what a work directory begins with, or checks it."""
-  names_path = workdir / "images.txt"
-  try:
-    if names is not None and resuming:
-      folder.check_list(names_path, names)
-    store.write(config, workdir, resuming)
-    if names is not None and not resuming:
-      folder.write_list(names_path, names)
-    if not resuming:
-      (workdir / "bad_images.txt").unlink(missing_ok=True)
-    interop.keep_digest(config, workdir, resuming)
-  except OSError as error:
-    raise UserError(
-      f"the work directory {workdir} cannot be used: {error}; choose another "
-      "--workdir"
-    ) from error
-
-
-def _wait_for_config(workdir):
-  """Returns when the first process has prepared the work directory."""
-  processes.gather(None)
-  deadline = time.monotonic() + _SHARED_SECONDS
-  while not (workdir / "config.json").exists():
-    if time.monotonic() > deadline:
-      raise UserError(
-        f"process {jax.process_index()} does not see what process 0 writes to "
-        f"{workdir}; choose a --workdir that all of them share"
-      )
-    time.sleep(0.1)
+  if name:
+    extend.note_features(run.workdir, name)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from odc_jax.data import folder, loader, sources
+from odc_jax.data import folder, growth, loader, sources
 from odc_jax.errors import UserError
 
 
@@ -151,8 +151,9 @@ def test_the_kept_list_names_what_is_new_and_what_is_gone(tmp_path):
   assert str(error.value) == (
     "the folder of images is not as it was when this run began, as kept in "
     f"{kept}: 2 new (ant/1.png, cat/new.png) and 4 gone (cat/1.png, "
-    "cat/2.png, cat/3.png, ...); restore the folder, or start in a new "
-    "--workdir"
+    "cat/2.png, cat/3.png, ...); restore the folder, let the run grow with "
+    "--on_change=extend, give new images clusters with --mode=assign, or start "
+    "in a new --workdir"
   )
   with pytest.raises(UserError, match=r": 1 new \(x\.png\); restore"):
     folder.check_list(kept, [*before, "x.png"])
@@ -160,6 +161,44 @@ def test_the_kept_list_names_what_is_new_and_what_is_gone(tmp_path):
     folder.check_list(kept, [])
   with pytest.raises(UserError, match="the order is another"):
     folder.check_list(kept, before[::-1])
+
+
+def test_a_grown_folder_keeps_its_numbers(tmp_path):
+  old = ["cat/1.png", "cat/3.png", "dog/1.png"]
+  for key in old:
+    (tmp_path / key).parent.mkdir(exist_ok=True)
+    (tmp_path / key).write_bytes(key.encode())
+  before = folder.Folder(str(tmp_path))
+  (tmp_path / "cat" / "3.png").unlink()
+  (tmp_path / "ant").mkdir()
+  for key in ("cat/2.png", "ant/1.png"):
+    (tmp_path / key).write_bytes(key.encode())
+  found = folder.Folder(str(tmp_path)).numbered(old, 3)
+  assert found.keys == [*old, "ant/1.png", "cat/2.png"]
+  assert found.missing == {"cat/3.png"}
+  assert before.classes == ["cat", "dog"]
+  assert found.classes == ["cat", "dog", "ant"]
+  for i in (0, 2, 3, 4):
+    record = found[i]
+    assert record["image"] == found.keys[i].encode()
+    assert found.classes[record["label"]] == found.keys[i][:3]
+  with pytest.raises(FileNotFoundError, match="removed"):
+    found[1]
+  assert list(found.stamps())[1] == "missing"
+
+
+def test_a_run_that_has_grown_is_held_to_its_list(tmp_path):
+  kept = tmp_path / "images.txt"
+  folder.write_list(kept, ["b.png", "c.png", "a.png"])
+  grown = growth.Growth((2, 3), (0,), frozenset({"c.png"}))
+  folder.check_list(kept, ["a.png", "b.png"], grown)
+  for there, words in (
+    (["a.png"], r"1 gone \(b.png\)"),
+    (["a.png", "b.png", "c.png"], r"1 back \(c.png\)"),
+    (["a.png", "b.png", "d.png"], r"1 new \(d.png\)"),
+  ):
+    with pytest.raises(UserError, match=words):
+      folder.check_list(kept, there, grown)
 
 
 @pytest.mark.parametrize("data", [b"", b"a.png\nb.p", b"a.png\n\xff\n"])

@@ -239,6 +239,65 @@ def test_stopped_it_goes_on_there_also_with_other_batches(
   np.testing.assert_array_equal(found.labels, expected.labels)
 
 
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_of_a_larger_collection_only_what_is_new_is_read(
+  images, tmp_path, one_device, monkeypatch, unreadable
+):
+  mesh, path = one_device, tmp_path / "images"
+  shutil.copytree(images, path)
+  config = experiment(path)
+  before = whole_pass(tmp_path / "before", config, mesh)
+  kept = [*sources.make(config.data.source).keys]
+  new = [f"0/before {i}.png" for i in range(BATCH_SIZE + 1)]
+  for i, key in enumerate(new):
+    Image.new("RGB", (20, 16), (9 * i, 99, 0)).save(path / key)
+  if unreadable:
+    (path / new[-1]).write_text("no image")
+  (path / kept[5]).unlink()
+  read = []
+  opened = Folder.__getitem__
+
+  def reading(self, index):
+    read.append(self.keys[index])
+    return opened(self, index)
+
+  monkeypatch.setattr(Folder, "__getitem__", reading)
+  larger = Folder(str(path)).numbered(kept, N)
+
+  def grow(at=lambda number: None):
+    grown = Pass(config, mesh, at)
+    grown.run = functools.partial(grown.run.func, larger, **grown.run.keywords)
+    return grown, grown.run(tmp_path / "after", before=tmp_path / "before")
+
+  def stop(number):
+    if number == 1:
+      raise StoppedError
+
+  with pytest.raises(StoppedError):
+    grow(stop)
+  assert {*read} <= {*new}
+  grown, found = grow()
+  assert {*read} == {*new}
+  assert grown.batches == 1  # of two, the first was done
+  np.testing.assert_array_equal(found.features[:N], before.features[:N])
+  np.testing.assert_array_equal(found.signatures[:N], before.signatures[:N])
+  np.testing.assert_array_equal(found.labels[:N], before.labels)
+  assert found.keys == [*kept, *new]
+  assert len({*map(bytes, np.asarray(found.features[N : N + len(new)]))}) == 9
+  bad = {*BAD, N + BATCH_SIZE} if unreadable else {*BAD}
+  assert {image.index for image in grown.bad} == bad
+  assert found.labels[-1] == (-1 if unreadable else 0)
+  again, same = grow()
+  assert_same(same, found)
+  assert not again.batches
+  # One that came in the middle has the features that a pass of its own gives.
+  alone = Pass(experiment(path), mesh).run(tmp_path / "alone")
+  there = alone.keys.index(new[3])
+  np.testing.assert_allclose(
+    alone.features[there], found.features[N + 3], atol=1e-5
+  )
+
+
 def test_what_was_deleted_is_computed_again(images, tmp_path, one_device):
   mesh, config = one_device, experiment(images)
   expected = whole_pass(tmp_path / "kept", config, mesh)

@@ -25,6 +25,15 @@ const memberOrders = {
     compare: (a, b) => (lowerKeys[a] < lowerKeys[b] ? -1 : 1),
     note: fileName,
   },
+  // Of a collection that has grown.
+  ...(data.growth && {
+    fresh: {
+      text: "New ones first",
+      compare: (a, b) => isNew(b) - isNew(a),
+      note: (image) =>
+        images.is_novel[image] ? "novel" : isNew(image) ? "new" : "",
+    },
+  }),
 };
 let memberOrder = "typical";
 let viewed = null; // the address of what the dialog holds

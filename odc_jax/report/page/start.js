@@ -1,5 +1,6 @@
 startControls();
 startLists();
+startGrowth();
 startMap();
 startViewer();
 startSelection();

@@ -112,6 +112,13 @@ function viewerFacts(image) {
       (images.is_outlier[image] ? ", flagged" : ""),
     "How unlike its ten nearest images it is: 0 the same, 1 the opposite",
   );
+  if (data.growth && isNew(image)) {
+    fact(
+      "New",
+      images.is_novel[image] ? "yes, and novel" : "yes",
+      "It came with the last growth; novel: far from every cluster",
+    );
+  }
   if (labelled) {
     fact("True label", labelName(images.label[image]), "Ground truth");
   }
