@@ -138,6 +138,8 @@ def evaluation_of_digits() -> ConfigDict:
 def reading(num_threads: int, prefetch: int = 16) -> dict[str, Any]:
   """Returns the keys of the section `data` that say how images are read."""
   return {
+    # folder:PATH, the pictures where the source is features:FILE.
+    "images": "",
     "interpolation": "bilinear",
     # Whether the images lie on the devices: auto, images or off.
     "resident": "auto",

@@ -43,7 +43,9 @@ EVALS = flags.DEFINE_list(
   "evaluate: the evaluators, such as knn,linear; default: the config's",
 )
 IMAGES = flags.DEFINE_string(
-  "images", None, "assign: a folder of images, nested or not"
+  "images",
+  None,
+  "assign: a folder of images, nested or not; of a run on features a .npy file",
 )
 OUTPUT = flags.DEFINE_string(
   "output",
@@ -200,10 +202,11 @@ def main(argv: list[str]) -> None:
   if MODE.value == "evaluate":
     processes.say(f"written to {workdir}")
     return
+  of_features = CONFIG.value.data.source.startswith("features:")
   processes.say(
     f"written to {workdir}: open {workdir / 'report.html'} in a browser. New "
     f"images: {usage.program()} --mode=assign --workdir={workdir} "
-    "--images=FOLDER"
+    f"--images={'FILE.npy' if of_features else 'FOLDER'}"
   )
 
 

@@ -110,6 +110,11 @@ def is_frozen(config: Config) -> bool:
   return training(config) == "head"
 
 
+def has_features(config: Config) -> bool:
+  """Returns whether a data set is features from elsewhere, no images."""
+  return config.data.source.startswith(kinds.FEATURES)
+
+
 def steps_per_epoch(config: Config) -> int:
   """Returns the whole batches in the data set."""
   return config.num_examples // config.batch_size

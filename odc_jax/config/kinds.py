@@ -10,6 +10,9 @@ from typing import Any
 
 from odc_jax.errors import UserError
 
+# What `data.source` begins with where it is no images.
+FEATURES = "features:"
+
 _MOST = 2**31 - 1  # of what is counted: the devices' integers
 
 # Keys by their last part, which means the same in every section; those that
@@ -74,7 +77,8 @@ _SERIES = (
 # The least and the greatest of something, above 0.
 _PAIRS = ("crop_scale", "small_crop_scale", "crop_ratio", "blur_sigma")
 _TEXTS = (
-  *("method", "on_nan", "source", "split", "sampling", "interpolation"),
+  *("method", "on_nan", "source", "images", "split", "sampling"),
+  "interpolation",
   *("resident", "on_error", "name", "stem", "dtype", "weights", "train"),
   *("neck", "schedule", "memory_dtype", "kmeans_init"),
 )

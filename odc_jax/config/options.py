@@ -53,6 +53,7 @@ _PERCENT = ("learning_rates", "head_multipliers", "weight_decay", "list")
 _SECTIONS = {
   "data": (
     "source",
+    "images",
     "split",
     "sampling",
     "image_size",
@@ -169,6 +170,7 @@ _ADDED = ("num_examples", "method_name")
 _DEFAULTS = {
   "extra_clusters": (),
   "eval.attributes": "",
+  "data.images": "",
   "data.small_views": 0,
   "data.resident": "off",
   "data.interpolation": "bilinear",
@@ -189,6 +191,22 @@ _DEFAULTS = {
   "optimizer.final_learning_rate": 0.0,
   **dict.fromkeys(_OF_HEADS),
 }
+
+# Keys that are for images, and for the network that sees them.
+_OF_IMAGES = tuple(
+  f"data.{key}"
+  for key in (
+    "image_size",
+    "eval_resize",
+    "interpolation",
+    "resident",
+    "on_error",
+    "max_bad_fraction",
+  )
+)
+_OF_NETWORK = tuple(
+  f"model.{key}" for key in ("name", "stem", "width", "weights", "settings")
+)
 
 # The keys that each neck reads.
 _NECKS = {
@@ -337,6 +355,14 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
   if values.get("data.on_error") == "fail":
     yield "data.max_bad_fraction", "data.on_error"
 
+  if str(values.get("data.source")).startswith(kinds.FEATURES):
+    # Nothing is read but the features, and they have passed a network.
+    for key in _SECTIONS["augment"]:
+      yield f"augment.{key}", "data.source"
+    for key in (*_OF_IMAGES, *_OF_NETWORK):
+      yield key, "data.source"
+  else:
+    yield "data.images", "data.source"
   if values["model.train"] == "head":
     # Images pass the backbone once, by their centres.
     for key in ("crop_scale", "crop_ratio", "resident"):

@@ -100,10 +100,11 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
   Returns:
     Dotted name -> value. Where a folder lies is left out: that it is the same
-    one, the names of its images show.
+    one, the names of its images show, and of features their digest.
   """
   flat = options.flat(config, "config.")
-  source = flat.get("config.data.source", "")
-  if source.startswith("folder:"):
-    flat["config.data.source"] = "folder:"
+  for name in ("config.data.source", "config.data.images"):
+    kind, colon, _ = flat.get(name, "").partition(":")
+    if kind in ("folder", "features"):
+      flat[name] = kind + colon
   return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}

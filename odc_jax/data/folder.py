@@ -188,6 +188,11 @@ class Folder:
     return self._keys
 
   @property
+  def labels(self) -> Sequence[int] | None:
+    """The number of every image's folder; None where these are no labels."""
+    return self._labels
+
+  @property
   def base(self) -> str:
     """The absolute path that all paths are below."""
     return self._base

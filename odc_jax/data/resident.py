@@ -56,7 +56,8 @@ class Rows(NamedTuple):
 
   Attributes:
     features: Padded with rows of zeros.
-    signatures: As `passes.extract` makes them; padded with rows of zeros.
+    signatures: As `passes.extract` makes them; padded with rows of zeros. Of
+      features from elsewhere rows of no numbers.
     labels: Ground truth, -1 where unknown.
     keys: The names of the images.
   """
@@ -122,7 +123,7 @@ def own_rows(num_examples: int, mesh: Mesh) -> range:
 
 
 def place(
-  rows: Shaped[np.ndarray, "n *rest"], mesh: Mesh
+  rows: Shaped[np.ndarray, "n *rest"], mesh: Mesh, dtype: Any = None
 ) -> Shaped[Array, "_ *rest"]:
   """Puts what is known of every example onto the devices, each once.
 
@@ -130,12 +131,13 @@ def place(
     rows: Of all examples, such as features of a frozen network. Of a file that
       is mapped into memory, each process reads its own part.
     mesh: The devices.
+    dtype: Of the numbers on the devices; None: as they are.
 
   Returns:
     The same, padded with zeros and split as the memories are.
   """
   own = own_rows(len(rows), mesh)
-  part = np.zeros((len(own), *rows.shape[1:]), rows.dtype)
+  part = np.zeros((len(own), *rows.shape[1:]), dtype or rows.dtype)
   known = rows[own.start : own.stop]
   part[: len(known)] = known
   return processes.to_devices(part, mesh)

@@ -11,25 +11,30 @@ never download anything. Each lives in a file of its own beside this one.
 """
 
 import pathlib
+from typing import Any
 
 from odc_jax.data import growth
 from odc_jax.data.source import Source
 from odc_jax.errors import UserError
 
 
-def make(name: str, split: str = "", like: Source | None = None) -> Source:
+def make(
+  name: str, split: str = "", like: Source | None = None, images: str = ""
+) -> Source:
   """Opens a data set.
 
   Args:
     name: `digits` (inside scikit-learn), `folder:PATH` (every image below
-      PATH), `voc:PATH` (Pascal VOC2007, unpacked there) or `tfds:NAME`
-      (prepared by `odc_jax.data.prepare`; `TFDS_DATA_DIR` says where).
+      PATH), `voc:PATH` (Pascal VOC2007, unpacked there), `tfds:NAME`
+      (prepared by `odc_jax.data.prepare`; `TFDS_DATA_DIR` says where) or
+      `features:FILE` (a row of numbers for every image; `data.features`).
     split: for a folder a sub-folder of PATH, or "" for all of it; for VOC
       "trainval", "train", "val" or "test"; for TFDS a split such as "train" or
-      "train[:10%]"; for digits "".
-
+      "train[:10%]"; for features a file in the folder FILE, or ""; for digits
+      "".
     like: a data set whose labels mean the same: the folders of this one are
       numbered as that one's are, also where some are missing.
+    images: `folder:PATH`, the pictures that features are of; "" for none.
 
   Returns:
     The source.
@@ -39,6 +44,7 @@ def make(name: str, split: str = "", like: Source | None = None) -> Source:
       nothing in it that can be read.
   """
   # Late: these modules need the types above.
+  from odc_jax.data import features
   from odc_jax.data.digits import Digits
   from odc_jax.data.folder import Folder
   from odc_jax.data.tfds import Tfds
@@ -47,30 +53,68 @@ def make(name: str, split: str = "", like: Source | None = None) -> Source:
   kind, _, rest = name.partition(":")
   if name == "digits":
     return Digits(split)
+  classes = getattr(like, "classes", None)
   if kind == "folder":
-    return Folder(rest, split, getattr(like, "classes", None))
+    return Folder(rest, split, classes)
+  if kind == "features":
+    pictures, _, path = images.partition(":")
+    if images and pictures != "folder":
+      raise UserError(
+        f"data.images={images!r} is no folder of pictures; "
+        "--config.data.images=folder:PATH"
+      )
+    folder = Folder(path, split, classes) if images else None
+    return features.read(rest, split, folder)
   if kind == "voc":
     return Voc(rest, split)
   if kind == "tfds" and rest:
     return Tfds(rest, split)
   raise UserError(
-    f"unknown data source {name!r}: use 'digits', 'folder:PATH', 'voc:PATH' or "
-    "'tfds:NAME'"
+    f"unknown data source {name!r}: use 'digits', 'folder:PATH', 'voc:PATH', "
+    "'tfds:NAME' or 'features:FILE.npy'"
   )
 
 
-def of_run(workdir: pathlib.Path, name: str, split: str = "") -> Source:
+def of(
+  section: Any, split: str | None = None, like: Source | None = None
+) -> Source:
+  """Opens the data set of an experiment.
+
+  Args:
+    section: The config's `data`, a ConfigDict or a dict.
+    split: Instead of the training set's.
+    like: As for `make`.
+
+  Raises:
+    UserError: As `make`.
+  """
+  own: str = section["split"]
+  return make(
+    section["source"],
+    own if split is None else split,
+    like,
+    section.get("images", ""),
+  )
+
+
+def pictures(source: Source) -> Source | None:
+  """Returns what has the pictures of a data set; None where there are none."""
+  from odc_jax.data.features import Features
+
+  return source.images if isinstance(source, Features) else source
+
+
+def of_run(workdir: pathlib.Path, section: Any) -> Source:
   """Opens the training set of a run, numbered as the run numbers it.
 
   Args:
     workdir: The work directory of the run.
-    name: As for `make`.
-    split: As for `make`.
+    section: As for `of`.
 
   Raises:
     UserError: As `make`; or the list of a run that has grown is damaged.
   """
-  source = make(name, split)
+  source = of(section)
   grown = growth.read(workdir)
   return source if grown is None else as_in_list(source, workdir, grown)
 

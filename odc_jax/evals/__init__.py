@@ -21,3 +21,6 @@ EVALS = {
   "low_shot": svm.low_shot,
   "semi": semi.evaluate,
 }
+
+# Those that read images, in other crops than the features are of.
+OF_IMAGES = ("linear_sgd", "linear_stages", "svm", "low_shot", "semi")

@@ -14,11 +14,16 @@ from odc_jax import files
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config, auto, options, store
 from odc_jax.config import check as config_lib
-from odc_jax.data import folder, growth, source, sources
+from odc_jax.data import features, folder, growth, source, sources
+from odc_jax.data.features import Features
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.evals import EVALS
-from odc_jax.evals.evaluation import Evaluation, evaluators_of
+from odc_jax.evals.evaluation import (
+  Evaluation,
+  check_evaluators,
+  evaluators_of,
+)
 from odc_jax.files import write_json
 from odc_jax.interop import describe
 from odc_jax.interop import load as interop
@@ -177,14 +182,14 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
     options.check(given, config_lib.choose(METHODS, given.method, "method"))
   asked: Config = of_run if given is None else given
   config_lib.choose(METHODS, asked.method, "method")
-  train = sources.make(asked.data.source, asked.data.split)
+  train = sources.of(asked.data)
   own = of_run is not None and _has_images_of(of_run, workdir, train, asked)
   grown = growth.read(workdir) if own else None
   if grown is not None:
     train = sources.as_in_list(train, workdir, grown)
   test = None
   if asked.eval.split:
-    test = sources.make(asked.data.source, asked.eval.split, train)
+    test = sources.of(asked.data, asked.eval.split, train)
   if of_run is None:
     config = _without_run(asked, len(train), num_devices)
   else:
@@ -196,6 +201,7 @@ def _task(workdir, given: Config | None, names, num_devices) -> _Task:
       config.eval.evaluators = tuple(names)
   if not config.eval.evaluators:
     raise UserError(f"no evaluator was named; choose --evals={','.join(EVALS)}")
+  check_evaluators(config)
   config_lib.check_values(config)
   return _Task(config, of_run, train, test, own)
 
@@ -265,7 +271,7 @@ def _on_other_data(of_run: Config, given: Config) -> Config:
 
 def _without_run(given: Config, num_examples, num_devices) -> Config:
   """Returns a config for a network that was not trained here."""
-  if not given.model.weights:
+  if not given.model.weights and not config_lib.has_features(given):
     raise UserError(
       "no checkpoint in the work directory, and no weights: train first, or "
       "give --config.model.weights=FILE"
@@ -298,6 +304,15 @@ def _has_images_of(of_run: Config, workdir, train, config: Config) -> bool:
   same_place = all(
     config.data[key] == of_run.data[key] for key in ("source", "split")
   )
+  if isinstance(train, Features):
+    # The same features may have got pictures since.
+    same = features.is_recorded(train, workdir)
+    if same_place and not same:
+      raise UserError(
+        f"{config.data.source} has changed since {workdir} was trained on it; "
+        "put the old file back, or evaluate on a copy with another name"
+      )
+    return same
   path = workdir / "images.txt"
   if train.keys is None or not path.exists():
     return same_place and len(train) == of_run.num_examples

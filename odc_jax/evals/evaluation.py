@@ -17,9 +17,10 @@ from odc_jax.data import feed, resident
 from odc_jax.data import source as source_lib
 from odc_jax.data.bad_images import BadImages
 from odc_jax.data.capacity import Choice
+from odc_jax.data.features import Features as Given
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
-from odc_jax.evals import EVALS
+from odc_jax.evals import EVALS, OF_IMAGES
 from odc_jax.evals.inputs import Subject, splits
 from odc_jax.passes import extract, frozen
 from odc_jax.passes.extract import Features
@@ -47,7 +48,7 @@ class Evaluation:
     bad_path: pathlib.Path,
     check: Callable[[], None] = lambda: None,
   ):
-    """Reads nothing yet.
+    """Reads no image yet; features from elsewhere it puts onto the devices.
 
     Args:
       config: A resolved experiment.
@@ -64,10 +65,14 @@ class Evaluation:
     """
     self._config, self._program, self._mesh = config, program, mesh
     self._train, self._test, self.check = train, test, check
+    self._evaluators = evaluators_of(config.eval.evaluators)
     self.train_data: feed.Data = train
     self._test_data: feed.Data | None = test
-    self._evaluators = evaluators_of(config.eval.evaluators)
     self._folder = bad_path.parent
+    if isinstance(train, Given):
+      self.train_data = frozen.given(train, mesh)
+    if isinstance(test, Given):
+      self._test_data = frozen.given(test, mesh)
     self._extract = extract.extractor(program.forward, mesh)
     self.bad_train, self.bad_test = (
       BadImages(bad_path, name, size, config.data, processes.is_first())
@@ -337,3 +342,21 @@ def evaluators_of(names: Iterable[str]) -> dict[str, Callable[..., Any]]:
     UserError: There is no such evaluator.
   """
   return {name: config_lib.choose(EVALS, name, "evaluator") for name in names}
+
+
+def check_evaluators(config: Config) -> None:
+  """Raises a UserError for an evaluator that cannot be, with these data.
+
+  Args:
+    config: An experiment.
+  """
+  names = evaluators_of(config.eval.evaluators)
+  if not config_lib.has_features(config):
+    return
+  if wanting := [name for name in names if name in OF_IMAGES]:
+    possible = [name for name in EVALS if name not in OF_IMAGES]
+    raise UserError(
+      f"{', '.join(wanting)}: needs images and a network, and the data set is "
+      f"features alone; choose among {', '.join(possible)} with "
+      "--config.eval.evaluators or --evals"
+    )

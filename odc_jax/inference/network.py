@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config
+from odc_jax.config import Config, check, kinds
+from odc_jax.data import features as features_lib
 from odc_jax.data import loader, sources
 from odc_jax.data import source as source_lib
 from odc_jax.data.bad_images import BadImage
@@ -25,7 +26,7 @@ from odc_jax.results import groups
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
 
-Images = str | os.PathLike | Iterable[Any]
+Images = str | os.PathLike | np.ndarray | Iterable[Any]
 
 
 def open_images(images: Images) -> source_lib.Source:
@@ -66,6 +67,34 @@ class Network:
     """
     self._workdir, self._config = workdir, config
 
+  def open(self, images: Images) -> source_lib.Source:
+    """Returns what can be judged, a record for each of the images.
+
+    Args:
+      images: As for `Run.embed`.
+
+    Raises:
+      UserError: There is none, or not what the run was trained on.
+    """
+    if not check.has_features(self._config):
+      return open_images(images)
+    size = self._config.model.settings["size"]
+    if isinstance(images, np.ndarray):
+      found = features_lib.Features(images)
+    elif isinstance(images, str | os.PathLike):
+      found = features_lib.read(os.fspath(images).removeprefix(kinds.FEATURES))
+    else:
+      raise UserError(
+        "this run knows features, no images: give an array [n, "
+        f"{size}] of features of the same kind, or a .npy file"
+      )
+    if found.rows.shape[1] != size:
+      raise UserError(
+        f"these are {found.rows.shape[1]:,} features of every image, and the "
+        f"run was trained on {size:,}: make them with the same network"
+      )
+    return found
+
   def judge(self, source: source_lib.Source, task: str) -> Iterator[Part]:
     """Yields what the network makes of a data set, a batch at a time.
 
@@ -80,14 +109,7 @@ class Network:
     n = len(source)
     batch_size = min(self._config.eval.batch_size, n)
     done = 0
-    batches = loader.eval_batches(
-      source,
-      batch_size=mesh_lib.divisible(batch_size, mesh),
-      resize=self._config.data.eval_resize,
-      crop=self._config.data.image_size,
-      num_threads=self._config.data.num_threads,
-      interpolation=self._config.data.get("interpolation", "bilinear"),
-    )
+    batches = self._batches(source, mesh_lib.divisible(batch_size, mesh))
     with (
       contextlib.closing(batches),
       progress.bar(task, n, in_logs=False) as advance,
@@ -108,6 +130,18 @@ class Network:
         )
         done += count
         advance(done)
+
+  def _batches(self, source, batch_size):
+    if isinstance(source, features_lib.Features):
+      return source.batches(batch_size)
+    return loader.eval_batches(
+      source,
+      batch_size=batch_size,
+      resize=self._config.data.eval_resize,
+      crop=self._config.data.image_size,
+      num_threads=self._config.data.num_threads,
+      interpolation=self._config.data.get("interpolation", "bilinear"),
+    )
 
   @functools.cached_property
   def _restored(self):

@@ -20,7 +20,7 @@ from odc_jax.errors import UserError
 from odc_jax.inference import assigned as assigned_lib
 from odc_jax.inference import network, notebook
 from odc_jax.inference.assigned import ASSIGNED
-from odc_jax.inference.network import Images, open_images
+from odc_jax.inference.network import Images
 from odc_jax.inference.run_files import RunFiles, mapped
 from odc_jax.results import groups as groups_lib
 from odc_jax.results import neighbors, outliers, vectors, write
@@ -34,7 +34,8 @@ class Run(RunFiles):
   def features(self, images: Images) -> Float[np.ndarray, "n c"]:
     """Returns the backbone's features of images, averaged over space.
 
-    What transfers to other tasks: for a probe, a search, a classifier.
+    What transfers to other tasks: for a probe, a search, a classifier. Of a run
+    on features from elsewhere, these.
 
     Args:
       images: As for `embed`.
@@ -52,7 +53,9 @@ class Run(RunFiles):
 
     Args:
       images: A folder; or a sequence of paths, uint8 arrays [h, w, 3] or
-        [h, w], opened Pillow images, or the bytes of files.
+        [h, w], opened Pillow images, or the bytes of files. Of a run on
+        features from elsewhere: features of the same kind, [n, c], or the
+        path of a .npy file with such.
 
     Returns:
       float32, a row for every image, in the order given, a folder's by path;
@@ -80,12 +83,23 @@ class Run(RunFiles):
     """
     tables, bad = [], []
     for table, unreadable in self.assign_in_parts(
-      open_images(images), num_groups
+      self.open(images), num_groups
     ):
       tables.append(table)
       bad += unreadable
     _warn(bad)
     return pa.concat_tables(tables)
+
+  def open(self, images: Images) -> source_lib.Source:
+    """Returns what can be assigned, a record for each of the images.
+
+    Args:
+      images: As for `embed`.
+
+    Raises:
+      UserError: There is none, or not what the run was trained on.
+    """
+    return self._network.open(images)
 
   def assign_in_parts(
     self, source: source_lib.Source, num_groups: int | None = None
@@ -149,7 +163,7 @@ class Run(RunFiles):
   def _all(self, images, name):
     """Returns one of the network's outputs for all images, [n, ...]."""
     found, bad = [], []
-    for part in self._network.judge(open_images(images), "embedding images"):
+    for part in self._network.judge(self.open(images), "embedding images"):
       found.append(np.where(part.readable[:, None], part.judged[name], 0))
       bad += part.bad
     _warn(bad)

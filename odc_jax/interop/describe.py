@@ -4,11 +4,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config
+from odc_jax.config import Config, check
 from odc_jax.config.auto import AUTO
+from odc_jax.data import features
 from odc_jax.errors import UserError
 from odc_jax.interop import hub, recognise
-from odc_jax.models.backbones import num_features
+from odc_jax.models.backbones import FEATURES, num_features
+from odc_jax.models.network import keeps_size
 
 # Keys that timm's config.json determines.
 _FROM_CONFIG = (
@@ -19,11 +21,22 @@ _FROM_CONFIG = (
   "augment.std",
 )
 
+# What stands for these where there are no images, and nothing reads it.
+_OF_NO_IMAGES = {
+  "data.image_size": 1,
+  "data.eval_resize": 1,
+  "data.interpolation": "bilinear",
+  "augment.mean": (0.0, 0.0, 0.0),
+  "augment.std": (1.0, 1.0, 1.0),
+}
+
 _AUTO = ("model.name", *_FROM_CONFIG, "model.embedding_dim")
 
 
 def fill(config: Config) -> tuple[Config, list[str]]:
   """Replaces "auto" by what the weights of `model.weights` say.
+
+  Where the data are features from elsewhere they stand for the network.
 
   Args:
     config: An experiment. These may be "auto": `model.name` (then also
@@ -38,8 +51,10 @@ def fill(config: Config) -> tuple[Config, list[str]]:
 
   Raises:
     UserError: The weights are not there; or they do not say, and the config
-      does not either.
+      does not either. Features are not there, or a network is to be trained.
   """
+  if check.has_features(config):
+    return _of_features(config)
   wanted = [name for name in _AUTO if _value(config, name) == AUTO]
   if not wanted:
     return config, []
@@ -64,6 +79,31 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   if weights.licence:
     lines[0] += f"; licence {weights.licence}"
   return config, lines
+
+
+def _of_features(config: Config) -> tuple[Config, list[str]]:
+  """Does it where features stand for the network and its images."""
+  if not check.is_frozen(config):
+    raise UserError(
+      f"data.source={config.data.source} has no images to train a network on: "
+      "--config.model.train=head"
+    )
+  _, _, path = config.data.source.partition(":")
+  rows: Any = features.read(path, config.data.split).rows
+  size = rows.shape[1]
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked(), config.ignore_type():
+    for name, value in _OF_NO_IMAGES.items():
+      if _value(config, name) in (None, AUTO):
+        section, key = name.split(".")
+        config[section][key] = value
+    config.augment.sobel = False
+    config.model.name, config.model.weights = FEATURES, ""
+    config.model.settings = {"size": size}
+    width = _value(config, "model.embedding_dim")
+    if width == AUTO or (width is not None and keeps_size(config.model)):
+      config.model.embedding_dim = size
+  return config, [f"{size:,} features of every image, from {rows.filename}"]
 
 
 def _found(weights: hub.Weights, wanted, settings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from odc_jax.models import (
   alexnet,
   convnext,
   efficientnet_lite,
+  given,
   plain,
   resnet,
   vgg,
@@ -23,6 +24,9 @@ from odc_jax.models import (
 from odc_jax.models.backbone import Backbone
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# The name of what stands for a network where features come from elsewhere.
+FEATURES = "features"
 
 # The layers of those that are one convolution upon another, whose maps shrink
 # until nothing is left of a small image.
@@ -59,6 +63,10 @@ def _convnext(section, **arguments):
   return convnext.ConvNeXt(settings.scaled(section.width), **arguments)
 
 
+def _given(section, **_):
+  return given.Given(_settings(given.Settings, section))
+
+
 def _settings(kind: Any, section: Any) -> Any:
   """Returns what `model.settings` holds, a `kind`; its defaults for the rest.
 
@@ -86,6 +94,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
   **dict.fromkeys(efficientnet_lite.MULTIPLES, _efficientnet_lite),
   "vit": _vit,
   "convnext": _convnext,
+  FEATURES: _given,
 }
 
 
@@ -98,9 +107,9 @@ def build(
     config: section with the keys `name`, `stem`, `width` and `dtype`; perhaps
       `init` ("fan_in" if left out), which a ResNet starts from; and perhaps
       `settings`, what the network differs in from others of its name:
-      the fields of `Settings` in `vit_settings`, `convnext` and
-      `efficientnet_lite`. The width is 64 for the published channels, to which
-      all layers are proportional.
+      the fields of `Settings` in `vit_settings`, `convnext`,
+      `efficientnet_lite` and `given`. The width is 64 for the published
+      channels, to which all layers are proportional.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
 
@@ -123,6 +132,21 @@ def build(
   return BACKBONES[section.name](
     section, in_channels=in_channels, dtype=DTYPES[section.dtype], rngs=rngs
   )
+
+
+def input_shape(
+  config: ml_collections.ConfigDict, image_size: int
+) -> tuple[tuple[int, ...], Any]:
+  """Returns the shape and the type of one image as a network is given it.
+
+  Args:
+    config: as for `build`.
+    image_size: side of the images; not of features from elsewhere.
+  """
+  section: Any = config
+  if section.name == FEATURES:
+    return (_settings(given.Settings, section).size,), jnp.float32
+  return (image_size, image_size, 3), jnp.uint8
 
 
 def num_features(config: ml_collections.ConfigDict) -> int:

@@ -261,7 +261,7 @@ def build(
   kind = section.get("neck", "nonlinear")
   backbones.check_choice("neck", kind, NECKS)
   neck = NECKS[kind](section, backbone, dtype, rngs)
-  size = backbone.num_features if kind in _KEEP_SIZE else section.embedding_dim
+  size = backbone.num_features if keeps_size(section) else section.embedding_dim
   if isinstance(num_clusters, int):
     num_clusters = (num_clusters,)
   make_head = HEADS[head]
@@ -342,8 +342,14 @@ NECKS: dict[str, Callable[..., Any]] = {
   "none": lambda *_: None,
 }
 
-# Those whose embeddings are as long as the features.
-_KEEP_SIZE = ("standardized", "none")
+
+def keeps_size(section: Any) -> bool:
+  """Returns whether the embeddings are as long as the features.
+
+  Args:
+    section: as for `build`.
+  """
+  return section.get("neck", "nonlinear") in ("standardized", "none")
 
 
 def _linear_heads(section, size, num_clusters, dtype, rngs):

@@ -25,6 +25,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
 from odc_jax.data import resident
 from odc_jax.data.bad_images import BadImage
+from odc_jax.data.features import Features
 from odc_jax.data.source import Record, Source
 from odc_jax.distributed import compiler, processes
 from odc_jax.files import write_json
@@ -135,6 +136,24 @@ def features(
     resident.place(kept["signatures"], mesh),
     np.array(kept["labels"]),
     keys,
+  )
+
+
+def given(source: Features, mesh: Mesh) -> resident.Rows:
+  """Returns features that come from elsewhere, on the devices.
+
+  Each process reads the rows of its own devices.
+
+  Args:
+    source: The data set.
+    mesh: The devices.
+  """
+  none = np.zeros((len(source), 0), np.int8)
+  return resident.Rows(
+    resident.place(source.rows, mesh, np.float32),
+    resident.place(none, mesh),
+    source.labels,
+    source.names(),
   )
 
 

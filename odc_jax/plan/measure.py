@@ -105,7 +105,7 @@ def run(
   method = config_lib.choose(METHODS, config.method, "method")
   options.check(config, method)
   if not num_examples:
-    num_examples = len(sources.make(config.data.source, config.data.split))
+    num_examples = len(sources.of(config.data))
   config, _ = describe.fill(config)
   config, reasons = auto.fill(config, num_examples, mesh.size, method.AUTO)
   if written is not None:
@@ -147,7 +147,8 @@ def lowered(
   """Returns the programs of a run: name -> () -> what can be compiled.
 
   Of a frozen backbone the images pass through once ("features"), and what an
-  extraction would give is made of those ("embeddings").
+  extraction would give is made of those ("embeddings"), or of features from
+  elsewhere.
 
   To be called inside `jax.set_mesh(mesh)`, whose devices need not exist.
   """
@@ -219,6 +220,10 @@ def _passes(config, program, mesh, params, batch_stats, buffers):
     (batch_size, size, size, 3), jnp.uint8, sharding=rows
   )
   index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
+  if config_lib.has_features(config):
+    return {
+      "embeddings": lambda: program.embed.lower(params, batch_stats, buffers[0])
+    }
   if config_lib.is_frozen(config):
     look = frozen.compiled(program.forward, mesh)
     return {
@@ -357,7 +362,7 @@ def _times(config, usages, num_steps, peak, images_per_second):
   found = {}
   step, images = usages.get("step"), num_steps * config.batch_size
   what = ""
-  if config_lib.is_frozen(config):
+  if config_lib.is_frozen(config) and not config_lib.has_features(config):
     images, what = config.num_examples, " for the pass over the images"
     if (look := usages.get("features")) is not None:
       batches = -(-images // config.eval.batch_size)  # or a few less

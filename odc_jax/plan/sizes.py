@@ -55,6 +55,8 @@ def host_bytes(
   threads = max(1, data.num_threads) * max(1, data.num_workers)
   held = loader.num_batches_held(data) + _BATCHES_ON_DEVICE
   eval_batches = max(2, data.num_threads)
+  if config_lib.has_features(config):
+    threads = eval_batches = 0  # no image is read
   return {
     "training batches": held * config.batch_size // num_processes * views,
     "evaluation batches": (
@@ -76,7 +78,7 @@ def disk_bytes(config: Config, outputs: Any) -> dict[str, int]:
     config: A resolved experiment.
     outputs: The shapes of what the network makes of one image.
   """
-  if not config_lib.is_frozen(config):
+  if not config_lib.is_frozen(config) or config_lib.has_features(config):
     return {}
   n = config.num_examples
   features, _, signatures, labels = extracted_shapes(config, outputs)
@@ -114,9 +116,10 @@ def parts_of(config: Config, program: Program, mesh: Mesh) -> dict[str, int]:
     # What a batch takes its rows from is there once.
     batch = {"index": batch["index"]}
     features, _, signatures, _ = extracted_shapes(config, program.outputs)
-    kept[KEPT] = sum(
-      _num_bytes(array, mesh_lib.rows(mesh)) for array in (features, signatures)
-    )
+    arrays = [features, signatures]
+    if config_lib.has_features(config):
+      arrays.remove(signatures)
+    kept[KEPT] = sum(_num_bytes(array, mesh_lib.rows(mesh)) for array in arrays)
   batch = sum(
     _num_bytes(leaf, mesh_lib.rows(mesh)) for leaf in jax.tree.leaves(batch)
   )
@@ -154,9 +157,12 @@ def phases_of(
     size = config.data.image_size
     batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
     images = batch_size * 3 * size**2 // mesh.size
-    phases = {
-      "features": there | {"images": 2 * images, "network": added("features")}
-    }
+    phases = {}
+    if not config_lib.has_features(config):
+      phases["features"] = there | {
+        "images": 2 * images,
+        "network": added("features"),
+      }
     there[KEPT] = parts[KEPT]
     phases["embeddings"] = there | {"neck": added("embeddings")}
     phases["training"] = there | training

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from odc_jax.config import check
 from odc_jax.logs import scalars
 from odc_jax.report.contents import Contents
 from odc_jax.report.curves import Curve
@@ -233,7 +234,7 @@ def _data_set(config: dict[str, Any]) -> str:
   """Returns what people call the data set: no path."""
   kind, _, name = config["data"]["source"].partition(":")
   split = config["data"]["split"]
-  if kind == "folder":
+  if kind in ("folder", "features"):
     name = pathlib.PurePath(name).name or "a folder"
   name = name or kind
   return f"{name} ({split})" if split else name
@@ -246,13 +247,16 @@ def _facts(history: History) -> dict[str, str]:
   of = config["num_epochs"]
   model = config["model"]
   size = config["data"]["image_size"]
+  network = f"{model['name']}, width {model['width']}, {size} px"
+  if config["data"]["source"].startswith(check.FEATURES):
+    network = f"none: {model['settings']['size']:,} given features of an image"
   return {
     "Method": _method(config),
     "Data set": _data_set(config),
     "Images": f"{config['num_examples']:,}",
     "Clusters": f"{config['num_clusters']:,}",
     "Epochs": f"{of:,}" if epoch >= of else f"{epoch:,.1f} of {of:,}",
-    "Network": f"{model['name']}, width {model['width']}, {size} px",
+    "Network": network,
     "Batch": f"{config['batch_size']:,} images",
     "Seed": str(config["seed"]),
   }

@@ -70,11 +70,13 @@ def take(
   of = [-1] * len(images["key"])
   data = config["data"]
   try:
-    source = sources.of_run(workdir, data["source"], data["split"])
+    source = sources.pictures(sources.of_run(workdir, data))
   # A missing library is not the user's mistake here.
   except (UserError, OSError, ImportError) as error:
     problem = f"the data set cannot be opened: {error}"
     return Pictures([], of, None, problem)
+  if source is None:
+    return Pictures([], of, None, "")
 
   def picture(task: tuple[int, int]) -> str | None:
     place, side = task
@@ -108,7 +110,8 @@ def take(
     if unread
     else ""
   )
-  return Pictures(made, of, _folder(data["source"], workdir), problem)
+  folder = _folder(data.get("images") or data["source"], workdir)
+  return Pictures(made, of, folder, problem)
 
 
 def _tasks(

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from odc_jax.data.folder import counted
 from odc_jax.errors import UserError
-from odc_jax.files import expanded, whole, write_whole
-from odc_jax.inference import Run, is_assigned, open_images
+from odc_jax.files import whole, write_whole
+from odc_jax.inference import Run, is_assigned
 
 
 def assign_to_file(
@@ -28,7 +28,7 @@ def assign_to_file(
 
   Args:
     run: A finished run.
-    images: The folder.
+    images: The folder; of a run on features a .npy file.
     path: The Parquet file to write, or what its name begins with; images that
       cannot be read are named beside it in a text file of the same name.
     num_groups: As for `Run.assign`.
@@ -40,9 +40,7 @@ def assign_to_file(
     UserError: As `Run.assign`; and if the file cannot be written.
   """
   _check(path, run.workdir)
-  if expanded(images).is_file():
-    raise UserError(f"{images} is a file; give its folder as --images")
-  source = open_images(images)
+  source = run.open(images)
   writer, unseen, rows, bad = None, None, 0, []
   wanted = path
   try:

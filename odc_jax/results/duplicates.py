@@ -27,13 +27,16 @@ def groups(
     neighbor_rows: Rows of the most similar images, -1 where there are fewer.
     signatures: A thumbnail of 16x16 grey values, less their mean, scaled to
       length 127, rounded. Of a flat image (one colour), all zeros: it is a
-      duplicate of flat neighbours, and of no others.
+      duplicate of flat neighbours, and of no others. Without a column nothing
+      is known of the pictures, and no image has a duplicate.
 
   Returns:
     The group of every image, int32 [n], numbered from 0 in the order of their
     first members; -1 for an image that has no duplicate.
   """
   n, k = neighbor_rows.shape
+  if not signatures.shape[1]:
+    return np.full(n, -1, np.int32)
   length = np.empty(n, np.float32)
   for start in range(0, n, CHUNK):
     some = signatures[start : start + CHUNK].astype(np.float32)

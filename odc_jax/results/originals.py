@@ -33,8 +33,12 @@ class Originals:
       UserError: The data set cannot be opened, or no run has finished there.
     """
     data = store.read(workdir).data
-    name = data.source
+    name = data.get("images", "") or data.source
     kind, _, _ = name.partition(":")
+    if kind == "features":
+      raise UserError(
+        f"{workdir} was trained on features alone, and has no images"
+      )
     # The config may have a path relative to where the run was started.
     schema = groups.read(workdir / "clusters.parquet", pq.read_schema)
     noted = (schema.metadata or {}).get(table.FOLDER.encode())

@@ -78,14 +78,14 @@ def sample(num_images: int) -> Int[np.ndarray, "m"]:
 def measure(
   features: Float[np.ndarray, "m p"],
   clusters: Int[np.ndarray, "m"],
-  pixels: UInt8[np.ndarray, "m s s 3"],
+  pixels: UInt8[np.ndarray, "m s s 3"] | None,
 ) -> dict[str, float]:
   """Measures how far clusters go beyond what needs no network.
 
   Args:
     features: Of some images, unit rows.
     clusters: Theirs.
-    pixels: Small pictures of them.
+    pixels: Small pictures of them; None where there are none.
 
   Returns:
     `nmi_colors` and `nmi_pixels` with k-means on mean colours and on all
@@ -108,12 +108,14 @@ def measure(
   m, k = len(features), len(np.unique(clusters))
   if not 1 < k < m:
     return {}
-  flat = pixels.reshape(m, -1).astype(np.float32)
-  spaces = {
-    "colors": pixels.reshape(m, -1, 3).mean(axis=1).astype(np.float32),
-    # Euclidean distances stay as they are, but for what hardly varies.
-    "pixels": reduced(flat, 64),
-  }
+  spaces = {}
+  if pixels is not None:
+    flat = pixels.reshape(m, -1).astype(np.float32)
+    spaces = {
+      "colors": pixels.reshape(m, -1, 3).mean(axis=1).astype(np.float32),
+      # Euclidean distances stay as they are, but for what hardly varies.
+      "pixels": reduced(flat, 64),
+    }
   near = _nearest(features)
   found = {}
   for name, space in spaces.items():
@@ -267,8 +269,14 @@ _RULES: tuple[Callable, ...] = (
 
 
 def _beyond(numbers):
-  if "ami_colors" not in numbers:
+  if "silhouette" not in numbers:
     return "Too few images, or clusters, to say more."
+  if "ami_colors" not in numbers:
+    return (
+      "Without pictures nobody can say whether they are more than colours; "
+      f"silhouette {numbers['silhouette']:.2f}; {numbers['elsewhere']:.0%} of "
+      "the images are nearer to another cluster."
+    )
   return (
     f"They share little with k-means on colours (AMI "
     f"{numbers['ami_colors']:.2f}) and on {SIDE} x {SIDE} pixels "

@@ -94,7 +94,8 @@ def plan(
       train = sources.as_in_list(train, workdir, grown)
     return Plan(train, config, grown, grown)
   config, trains = _with_own_epochs(config, workdir)
-  if train.keys is None or not (workdir / folder.LIST).exists():
+  known = (workdir / folder.LIST).exists()
+  if not isinstance(train, folder.Folder) or not known:
     return Plan(train, config, grown, grown)  # of images that do not change
   now = train.keys
   before = grown or Growth((len(folder.read_list(workdir / folder.LIST)),), ())

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from odc_jax.config import check
-from odc_jax.data import facts, loader
+from odc_jax.data import facts, loader, sources
 from odc_jax.data.subset import Subset
 from odc_jax.distributed import processes
 from odc_jax.files import write_json
@@ -70,7 +70,7 @@ def finish(
     bad=bad_train.indices,
     num_groups=num_groups,
     look=functools.partial(_facts, run),
-    folder=getattr(run.train, "base", None),
+    folder=getattr(sources.pictures(run.train), "base", None),
     grown=_grown(run, keys),
   )
   summary, verdict = None, None
@@ -103,15 +103,17 @@ def _facts(run: Run, readable: np.ndarray) -> dict[str, pa.Array]:
       f"more than {_MOST_LOOKED_AT:,}"
     )
     return {}
-  kept = None
+  kept, pictures = None, sources.pictures(run.train)
+  if pictures is None:
+    return {}
   if check.is_frozen(run.config):  # as features are, for the next run
     data = run.config.data
-    folder = getattr(run.train, "base", "")
+    folder = getattr(pictures, "base", "")
     name = hashlib.sha256(f"{folder}\0{data.split}".encode()).hexdigest()[:16]
     kept = run.workdir.parent / "facts" / f"{name}.parquet"
   with progress.bar("looking at the files", n) as advance:
     return facts.look(
-      run.train,
+      pictures,
       readable,
       num_threads=run.config.data.num_threads,
       kept=kept,
@@ -148,11 +150,13 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
   measures = verdict_lib.measure(
     vectors.unit(features[index[chosen]]),
     clusters[chosen],
-    _small(run.train, index[chosen], config.data.num_threads),
+    _small(sources.pictures(run.train), index[chosen], config.data.num_threads),
   )
   return verdict_lib.of(
     verdict_lib.Start(
-      not config.model.weights, check.is_frozen(config), run.num_steps
+      not config.model.weights and not check.has_features(config),
+      check.is_frozen(config),
+      run.num_steps,
     ),
     measures,
     largest=float(np.bincount(clusters).max() / len(clusters)),
@@ -166,7 +170,9 @@ def _verdict(run: Run) -> verdict_lib.Verdict:
 
 
 def _small(source, rows, num_threads):
-  """Returns small pictures of some images, uint8 [m, side, side, 3]."""
+  """Returns small pictures of some images, uint8 [m, side, side, 3], if any."""
+  if source is None:
+    return None
   side = verdict_lib.SIDE
   batches = loader.eval_batches(
     Subset(source, rows),

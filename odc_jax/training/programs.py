@@ -17,7 +17,7 @@ from odc_jax.config import check as config_lib
 from odc_jax.data import augment, loader, resident
 from odc_jax.distributed import compiler
 from odc_jax.errors import UserError
-from odc_jax.models.backbones import check_image_size
+from odc_jax.models.backbones import check_image_size, input_shape
 from odc_jax.models.functional import Functional, functional
 from odc_jax.models.network import build
 from odc_jax.training import optim
@@ -38,7 +38,7 @@ class Program(NamedTuple):
     step: (state, batch) -> (state, scalars, finite), jitted; see `make_step`.
       The state is donated.
     forward: (params, batch_stats, uint8 images [b, h, w, 3]) -> outputs in
-      evaluation mode, to be jitted.
+      evaluation mode, to be jitted; also of features [b, c] from elsewhere.
     maps: (params, batch_stats, uint8 images [b, h, w, 3]) -> the backbone's
       five feature maps, [b, h', w', c], to be jitted.
     head: (params, embeddings [b, d]) -> logits, [b, k] for each clustering, to
@@ -105,8 +105,8 @@ def assemble(
   augmentation = _augmentation(config)
   forward, maps, head, embed = _evaluation(config, network, shapes.batch_stats)
   evaluated, evaluated_parts = _evaluated(config, method)
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  shape, dtype = input_shape(config.model, config.data.image_size)
+  image = jax.ShapeDtypeStruct((1, *shape), dtype)
   outputs = jax.eval_shape(forward, shapes.params, shapes.batch_stats, image)
   return Program(
     init=jax.jit(
@@ -201,7 +201,8 @@ def _evaluation(config, network, statistics):
   """
 
   def forward(params, batch_stats, images):
-    images = augment.normalize(config.augment, images)
+    if images.ndim == 4:  # no features from elsewhere
+      images = augment.normalize(config.augment, images)
     return network.apply(params, batch_stats, images, None, train=False)[0]
 
   def maps(params, batch_stats, images):

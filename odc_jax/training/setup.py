@@ -27,7 +27,7 @@ from odc_jax.data.source import Source
 from odc_jax.distributed import processes
 from odc_jax.distributed.stop import Stop, StoppedError
 from odc_jax.errors import UserError
-from odc_jax.evals.evaluation import Evaluation, evaluators_of
+from odc_jax.evals.evaluation import Evaluation, check_evaluators
 from odc_jax.files import settle
 from odc_jax.interop import describe, hub
 from odc_jax.interop import load as interop
@@ -142,12 +142,12 @@ def open_run(
   method = check.choose(METHODS, config.method, "method")
   options.check(config, method)
   # A mistake here would otherwise show after the work directory is prepared.
-  evaluators_of(config.eval.evaluators)
+  check_evaluators(config)
   bad_images.check(config.data)
   planned = _planned(config, workdir, on_change)
   train, test = planned.train, None
   if config.eval.split:
-    test = sources.make(config.data.source, config.eval.split, train)
+    test = sources.of(config.data, config.eval.split, train)
   planned, num_steps = _sized(planned, method, mesh, num_groups)
   config = planned.config
   program = assemble(config, method, mesh)
@@ -253,7 +253,7 @@ def _freeze(
   Returns:
     Name of the folder with the features; "" without.
   """
-  if not check.is_frozen(config):
+  if not check.is_frozen(config) or check.has_features(config):
     return ""
   kept = hub.recorded(workdir)
   weights = kept.get("sha256", f"random {config.seed}")
@@ -283,7 +283,7 @@ def _planned(
   if processes.is_first():
     settle(workdir)
   processes.gather(None)  # until it is done
-  train = sources.make(config.data.source, config.data.split)
+  train = sources.of(config.data)
   return extend.plan(config, workdir, train, on_change)
 
 

@@ -10,7 +10,7 @@ import jax
 
 from odc_jax import files
 from odc_jax.config import store
-from odc_jax.data import folder, growth
+from odc_jax.data import features, folder, growth
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
 from odc_jax.interop import load as interop
@@ -78,6 +78,11 @@ def _check_processes(workdir, planned: extend.Plan, resuming):
       "images": len(planned.train),
       "images whose names have the digest": keys.hexdigest(),
       f"checkpoints in {workdir}:": resuming,
+      **(
+        {"features with the digest": planned.train.digest()}
+        if isinstance(planned.train, features.Features)
+        else {}
+      ),
     }
   )
 
@@ -109,6 +114,7 @@ def prepare(workdir: pathlib.Path, planned: extend.Plan, resuming: bool):
       for name in ("bad_images.txt", growth.FILE, extend.FEATURES):
         (workdir / name).unlink(missing_ok=True)
     interop.keep_digest(config, workdir, resuming)
+    features.check_same(planned.train, workdir, resuming)
   except OSError as error:
     raise UserError(
       f"the work directory {workdir} cannot be used: {error}; choose another "

@@ -16,6 +16,7 @@ from PIL import Image
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.data import sources
+from odc_jax.data.features import Features
 from odc_jax.data.folder import Folder
 from odc_jax.distributed.stop import StoppedError
 from odc_jax.models.network import Outputs
@@ -386,6 +387,19 @@ def test_one_and_eight_devices_agree(tmp_path):
   np.testing.assert_array_equal(found[1].labels, found[8].labels)
   assert found[1].keys == found[8].keys
   assert np.std(np.asarray(found[1].features[:64]), axis=0).max() > 0.01
+
+
+def test_features_from_elsewhere_lie_where_those_of_a_pass_would(mesh):
+  rows = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float16)
+  found = frozen.given(Features(rows), mesh)
+  assert found.features.dtype == np.float32
+  np.testing.assert_array_equal(found.features[:N], rows)
+  np.testing.assert_array_equal(found.features[N:], 0)
+  assert found.features.shape[0] == mesh_lib.padded_rows(N)
+  assert found.features.sharding.is_equivalent_to(mesh_lib.rows(mesh), 2)
+  assert found.signatures.shape == (mesh_lib.padded_rows(N), 0)
+  assert found.keys == [str(i) for i in range(N)]
+  assert set(found.labels) == {-1}
 
 
 def work(process, count, port, folder, out):
