@@ -159,6 +159,9 @@ def test_it_is_evaluated_reported_and_goes_on(
   run_here(monkeypatch, f"--workdir={finished}", "--mode=report")
   assert '"UklGR' in (finished / "report.html").read_text()
 
+  with pytest.raises(UserError, match="no network to export"):
+    run_here(monkeypatch, f"--workdir={finished}", "--mode=export")
+
   # The same command goes on, where features and folder now lie elsewhere too.
   moved = tmp_path / "moved.npy"
   moved.write_bytes((data / "old.npy").read_bytes())

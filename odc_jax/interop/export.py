@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import store
+from odc_jax.config import check, store
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
 from odc_jax.interop import card, hub, names
@@ -41,10 +41,15 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
     What was written, in a sentence.
 
   Raises:
-    UserError: There is no run or no checkpoint that can be read, or the folder
-      is not one to write to.
+    UserError: There is no run or no checkpoint that can be read, the folder is
+      not one to write to, or the run has no network of its own.
   """
   config = store.read(workdir)
+  if check.has_features(config):
+    raise UserError(
+      f"{workdir} was trained on features of a file and has no network to "
+      "export; --mode=assign takes features of new images"
+    )
   _check_folder(folder)
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh):

@@ -4,14 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from sklearn import metrics
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
+from configs import temi_digits
 from odc_jax import mesh as mesh_lib
 from odc_jax.clustering import kmeans as lloyd
+from odc_jax.config import check as config_lib
 from odc_jax.evals import clustering, scores
+from odc_jax.methods import METHODS
 from odc_jax.passes.extract import Features
+from odc_jax.training.assign import assigner
+from odc_jax.training.programs import assemble
 from tests.evals.subjects import of_features
 
 
@@ -109,6 +115,93 @@ def test_assigned_images_of_both_sets_against_their_labels(mesh):
     "eval/train_ari_assigned",
   }
   assert not list(clustering.assignment(alone._replace(assign=None)))
+
+
+HEADS, CLUSTERS, SIZE = 3, 4, 5
+
+
+def voting_heads(mesh):
+  """Three heads of TEMI's on five numbers, students and teachers at random."""
+  config = temi_digits.get_config()
+  config.num_clusters, config.temi.num_heads = CLUSTERS, HEADS
+  config.model.head_hidden, config.model.head_bottleneck = 7, 6
+  config.model.name = "features"
+  with config.unlocked():
+    config.model.settings = {"size": SIZE}
+  config = config_lib.resolve(config, 256, mesh.size)
+  method = METHODS[config.method]
+  program = assemble(config, method, mesh)
+  rng = np.random.default_rng(0)
+
+  def drawn():
+    return jax.tree.map(
+      lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
+      program.shapes.params,
+    )
+
+  state = method.init(config, 256, jax.random.key(0))
+  names = np.array([rng.permutation(CLUSTERS) for _ in range(HEADS)])
+  state = state._replace(names=jnp.asarray(names, jnp.int32))
+  return config, program, drawn(), drawn(), state
+
+
+def voted(head, names, rows):
+  """The vote in NumPy: each head's likeliest, by the names they agreed on."""
+  (w, w_last), (b, b_last) = (
+    [np.float64(layers[i]) for i in "01"]
+    for layers in (head["mlp"]["kernels"], head["mlp"]["biases"])
+  )
+  votes = np.zeros((len(rows), CLUSTERS))
+  for h in range(HEADS):
+    x = rows @ w[h] + b[h]
+    x = x * scipy.special.ndtr(x)  # GELU
+    z = x @ w_last[h] + b_last[h]
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    v = np.float64(head["last"]["directions"][h])
+    logits = z @ (v / np.linalg.norm(v, axis=0)) * head["last"]["scales"][h]
+    votes[np.arange(len(rows)), names[h][logits.argmax(axis=1)]] += 1
+  return votes.argmax(axis=1)
+
+
+def test_heads_that_vote_assign_images(mesh):
+  config, program, params, teacher, state = voting_heads(mesh)
+  rng = np.random.default_rng(1)
+  rows = rng.normal(size=(2048, SIZE)).astype(np.float32)
+  train, test = (
+    Features(
+      jax.device_put(part, mesh_lib.rows(mesh)),
+      jax.device_put(part, mesh_lib.rows(mesh)),
+      jnp.zeros((0, 256), jnp.int8),
+      rng.integers(CLUSTERS, size=count),
+      {},
+    )
+    for part, count in ((rows[:1024], 256), (rows[1024:], 100))
+  )
+  clusters = rng.integers(CLUSTERS, size=256)
+  assign = assigner(
+    program, mesh, {**params, **teacher}, state, train, clusters, CLUSTERS
+  )
+  run = of_features(train, test, clusters=clusters, config=config.to_dict())
+  found = dict(clustering.assignment(run._replace(assign=assign)))
+  assert len(found) == 6
+  for split, features in (("train", train), ("test", test)):
+    truth = features.labels
+    given = np.asarray(features.embeddings)[: len(truth)]
+    expected = voted(teacher["head"], np.asarray(state.names), given)
+    np.testing.assert_array_equal(assign(features), expected)
+    by_students = voted(params["head"], np.asarray(state.names), given)
+    unnamed = voted(teacher["head"], [np.arange(CLUSTERS)] * HEADS, given)
+    for other in (by_students, unnamed):
+      assert np.mean(other == expected) < 0.9
+    assert found[f"eval/{split}_ari_assigned"] == pytest.approx(
+      metrics.adjusted_rand_score(truth, expected)
+    )
+    assert found[f"eval/{split}_nmi_assigned"] == pytest.approx(
+      metrics.normalized_mutual_info_score(truth, expected)
+    )
+    assert found[f"eval/{split}_acc_assigned"] == pytest.approx(
+      scores.accuracy_one_to_one(truth, expected, CLUSTERS)
+    )
 
 
 def test_nothing_without_labels_or_clusters(mesh):
