@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from odc_jax.data.folder import Folder
-from odc_jax.data.loader import Batch
 from odc_jax.data.source import Record
 from odc_jax.errors import UserError
 from odc_jax.files import write_json
@@ -108,7 +107,7 @@ class Features:
       self._digest = found.hexdigest()
     return self._digest
 
-  def batches(self, batch_size: int) -> Generator[Batch]:
+  def batches(self, batch_size: int) -> Generator[dict[str, Any]]:
     """Yields every row once, as `loader.eval_batches` does images.
 
     Args:

@@ -12,13 +12,15 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.config import check, store
 from odc_jax.errors import UserError
 from odc_jax.files import write_whole
-from odc_jax.interop import card, hub, names
+from odc_jax.interop import card, hub
+from odc_jax.interop import names as names_lib
 from odc_jax.interop.read import BACKBONE_FILE, NECK_AND_HEAD_FILE
 from odc_jax.logs import writer
 from odc_jax.methods import METHODS
 from odc_jax.models.functional import Tree
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
+from odc_jax.training.state import deciding
 
 # Written as it is. Not imported: it needs PyTorch, which nothing else does.
 _MODEL = pathlib.Path(__file__).with_name("model.py")
@@ -53,15 +55,20 @@ def write(workdir: pathlib.Path, folder: pathlib.Path) -> str:
   _check_folder(folder)
   mesh = mesh_lib.make_mesh()
   with jax.set_mesh(mesh):
-    program = assemble(config, METHODS[config.method], mesh)
+    method = METHODS[config.method]
+    program = assemble(config, method, mesh)
     parts = ("step", *program.evaluated_parts)
+    if method.vote_names is not None:
+      parts += ("method",)
     found = checkpoint.restore_parts(
       workdir, program.shapes, program.shardings, parts
     )
   state = program.shapes._replace(**dict(zip(parts, found, strict=True)))
   params, batch_stats = program.evaluated(state)
-  step = int(state.step)
-  weights = state_dict(params, batch_stats, step)
+  step, names = int(state.step), None
+  if method.vote_names is not None:
+    names = np.asarray(method.vote_names(state.method))
+  weights = state_dict(params, batch_stats, step, names)
   text = card.render(config, step, *_numbers(workdir), hub.recorded(workdir))
   write_files(folder, weights, card.describe(config), text)
   return f"step {step} of {workdir}, written to {folder}"
@@ -107,7 +114,10 @@ def write_files(
 
 
 def state_dict(
-  params: Tree, batch_stats: Tree, step: int
+  params: Tree,
+  batch_stats: Tree,
+  step: int,
+  names: np.ndarray | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns a network as PyTorch holds it.
 
@@ -115,18 +125,21 @@ def state_dict(
     params: Parameters of the whole network.
     batch_stats: Running statistics of the whole network's BatchNorm.
     step: Steps trained, which become `num_batches_tracked`.
+    names: Of a head of heads that vote, `Method.vote_names`.
 
   Returns:
-    "backbone", "neck", "head" and "predictor", each name -> array, if any; the
-    backbone's are torchvision's.
+    "backbone", "neck", "head", "predictor" and "vote", each name -> array, if
+    any; the backbone's are torchvision's.
   """
   parts = {"backbone": {}, "neck": {}, "head": {}, "predictor": {}}
-  for full_name, leaf in names.by_name(params, batch_stats).items():
+  for full_name, leaf in names_lib.by_name(params, batch_stats).items():
     part, name = full_name.split(".", 1)
-    parts[part][name] = names.to_torch(np.asarray(leaf))
+    parts[part][name] = names_lib.to_torch(np.asarray(leaf))
     if name.endswith("running_var"):
       counter = name.replace("running_var", "num_batches_tracked")
       parts[part][counter] = np.array(step, np.int64)
+  if names is not None:
+    parts["vote"] = {"names": names.astype(np.int64)}
   return parts
 
 

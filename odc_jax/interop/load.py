@@ -21,7 +21,7 @@ from odc_jax.models.functional import Tree
 _HEADS = re.compile(
   r"(fc|fc_cls|heads?|neck|classifier|linear|mlp|project\w*|predict\w*|"
   r"prototypes|top_layer|last_layer|queue\w*|memory\w*|centroids|sobel|"
-  r"pre_logits|head_dist|mask_token)(\.|$)"
+  r"pre_logits|head_dist|mask_token|vote)(\.|$)"
 )
 
 # The names of what they are made of, whatever their depth.

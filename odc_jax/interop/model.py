@@ -183,6 +183,9 @@ class Model(nn.Module):
     weight = "fc_cls.weight" if self.head == "linear" else "weights.0"
     self.register_buffer("weight", parts.get(f"head.{weight}"))
     self.register_buffer("bias", parts.get("head.fc_cls.bias"))
+    self.voters = None
+    if self.head == "clusterers":
+      self.voters = Voters(parts)
 
   def forward(self, images: torch.Tensor) -> torch.Tensor:
     """Returns the features, [n, c], of normalised images [n, 3, h, w]."""
@@ -201,14 +204,20 @@ class Model(nn.Module):
     return self.backbone.forward_features(x) if self.both else self.backbone(x)
 
   def embed(self, images: torch.Tensor) -> torch.Tensor:
-    """Returns embeddings, [n, d]; unit ones but in front of a linear head."""
+    """Returns embeddings, [n, d].
+
+    Unit ones, but in front of a linear head and of heads that vote.
+    """
     whole = self.neck_kind == "fc"
     x = self.neck(self.last(images) if whole else self(images))
-    return x if self.head == "linear" else nn.functional.normalize(x)
+    plain = self.head in ("linear", "clusterers")
+    return x if plain else nn.functional.normalize(x)
 
   def scores(self, images: torch.Tensor) -> torch.Tensor:
     """Returns a score for every cluster, [n, k]; there has to be a head."""
     x, weight = self.embed(images), self.weight
+    if self.voters is not None:
+      return self.voters(x)
     if weight is None:
       raise ValueError("the method of this run has no head: compare embeddings")
     if self.head == "centers":
@@ -216,6 +225,40 @@ class Model(nn.Module):
     if self.neck_kind == "fc":  # whose last ReLU is behind the embeddings
       x = x.relu()
     return nn.functional.linear(x, weight, self.bias)
+
+
+class Voters(nn.Module):
+  """Heads that each choose a cluster: an MLP, then cosines to directions."""
+
+  directions: torch.Tensor
+  scales: torch.Tensor
+  names: torch.Tensor
+
+  def __init__(self, parts: Arrays):
+    """Takes the heads' arrays, and which cluster each choice is a vote for."""
+    super().__init__()
+    self.depth = sum(name.startswith("head.mlp.kernels.") for name in parts)
+    for i in range(self.depth):
+      self.register_buffer(f"kernel{i}", parts[f"head.mlp.kernels.{i}"])
+      self.register_buffer(f"bias{i}", parts[f"head.mlp.biases.{i}"].T)
+    self.register_buffer("directions", parts["head.last.directions"])
+    self.register_buffer("scales", parts["head.last.scales"].T)
+    self.register_buffer("names", parts["vote.names"])
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """Returns the share of the heads that vote for each cluster, [n, k]."""
+    if (self.names < 0).any():
+      raise ValueError("the heads vote once the run has ended: finish it")
+    for i in range(self.depth):
+      kernel, bias = getattr(self, f"kernel{i}"), getattr(self, f"bias{i}")
+      x = (nn.functional.gelu(x) if i else x) @ kernel + bias[:, None]
+    cosines = nn.functional.normalize(x, dim=2) @ nn.functional.normalize(
+      self.directions, dim=1
+    )
+    chosen = (cosines * self.scales[:, None]).argmax(2)  # [heads, n]
+    votes = self.names.gather(1, chosen)
+    k = self.names.shape[1]
+    return nn.functional.one_hot(votes, k).float().mean(0)
 
 
 def sobel(images: torch.Tensor) -> torch.Tensor:

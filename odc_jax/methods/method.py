@@ -143,6 +143,9 @@ class Method:
       for images new or old, by all that a finished state knows; can be traced.
       An image's cluster is the likeliest. `logits` as for `finish`. None: it is
       the nearest centroid's, and the first logits say how likely.
+    vote_names: state -> which cluster every head's k-th is a vote for, [h, k];
+      -1 before the state is finished. Where there is a `vote`, which is then
+      the share of the heads.
     sampler: (config, clusters, step) -> indices: on the host, after a
       re-clustering, the images that are trained on until the next one, whole
       batches of them, from `clusters(state)` without padding. None: the
@@ -177,6 +180,7 @@ class Method:
   finish: Callable[..., Any] | None = None
   grow: Callable[..., Any] | None = None
   vote: Callable[..., Array] | None = None
+  vote_names: Callable[[Any], Array] | None = None
   sampler: Callable[..., Any] | None = None
   clusters: Callable[[Any], Array] = _of_first_clustering
   previous_clusters: Callable[[Any], Array] = lambda state: (

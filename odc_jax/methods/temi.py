@@ -445,6 +445,7 @@ METHOD = Method(
   recluster=recluster,
   finish=finish,
   vote=vote,
+  vote_names=lambda state: state.names,
   clusters=clusters,
   temperature=temperature,
 )

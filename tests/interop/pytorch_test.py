@@ -18,6 +18,8 @@ from odc_jax.interop import card as card_lib
 from odc_jax.interop import export
 from odc_jax.interop.load import load_into
 from odc_jax.methods import METHODS
+from odc_jax.models.functional import functional
+from odc_jax.models.network import build
 from tests.interop.networks import (
   assert_equal,
   experiment,
@@ -220,6 +222,68 @@ def test_necks_and_heads_work(torch, tmp_path, monkeypatch, neck, head):
   with torch.no_grad():
     assert_close("embeddings", model.embed(images), expected.embeddings)
     assert_close("scores", model.scores(images), expected.logits[0])
+
+
+def test_heads_that_vote_work(torch, tmp_path, monkeypatch):
+  """TEMI's: three heads of four clusters, under the names they agreed on."""
+  config = whole_experiment("resnet18", width=16, size=32)
+  config.method, config.num_clusters = "temi", 4
+  with config.unlocked():
+    config.model.update(
+      {
+        "neck": "standardized",
+        "head_layers": 1,
+        "head_hidden": 7,
+        "head_bottleneck": 6,
+      }
+    )
+    config.temi = {
+      "num_heads": 3,
+      "num_neighbors": 2,
+      "objective": "temi",
+      "weights": "heads",
+    }
+  method = METHODS["temi"]
+  made = functional(
+    lambda rngs: build(config.model, (4,) * 3, rngs, head=method.HEAD)
+  )
+  shapes = jax.eval_shape(made.init, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  head = jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+    shapes[0]["head"],
+  )
+  params, batch_stats = random_weights(config)
+  weights = {**params, "head": head}, batch_stats
+  state = method.init(config, 20, jax.random.key(0))
+  names = np.array([rng.permutation(4) for _ in range(3)], np.int32)
+  state = state._replace(names=jnp.asarray(names))
+
+  arrays = export.state_dict(*weights, 100, names)
+  card = card_lib.render(config, 100, {}, True, {})
+  export.write_files(tmp_path, arrays, card_lib.describe(config), card)
+  enter(tmp_path, monkeypatch)
+  model = run_block(card, "from model import")["model"]
+  x = rng.normal(size=(40, 128)).astype(np.float32)
+  logits = jax.jit(lambda p, x: made.apply_part("head", p, batch_stats, x))
+  expected = method.vote(state, logits(weights[0], x))
+  assert len({*np.argmax(expected, axis=1).tolist()}) > 2
+  images = for_torch(torch, photographs(config))
+  apply = jax.jit(made.apply, static_argnames="train")
+  outputs, _ = apply(*weights, photographs(config), None, train=False)
+  with torch.no_grad():
+    np.testing.assert_allclose(
+      model.voters(torch.from_numpy(x)), expected, rtol=1e-6
+    )
+    assert_close("embeddings", model.embed(images), outputs.embeddings)
+    np.testing.assert_allclose(
+      model.scores(images), method.vote(state, outputs.logits), rtol=1e-6
+    )
+  unfinished = export.state_dict(*weights, 100, np.full((3, 4), -1))
+  export.write_files(tmp_path, unfinished, card_lib.describe(config), card)
+  model = run_block(card, "from model import")["model"]
+  with pytest.raises(ValueError, match="once the run has ended"):
+    model.scores(images)
 
 
 def patch_head(monkeypatch, head):
