@@ -129,6 +129,16 @@ def lines_of(workdir):
   ]
 
 
+def evaluations_in(workdir):
+  """Returns what --mode=evaluate has left, an entry for each evaluator."""
+  return json.loads((workdir / "evaluation.json").read_text())
+
+
+def found_in(workdir):
+  """Returns the numbers of all evaluators."""
+  return {k: v for e in evaluations_in(workdir) for k, v in e["scores"].items()}
+
+
 def last_state(workdir):
   """Returns every array of the last checkpoint, by name."""
   folder = workdir / "checkpoints"

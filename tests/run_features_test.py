@@ -17,7 +17,15 @@ from odc_jax.errors import UserError
 from odc_jax.interop import describe
 from odc_jax.methods import METHODS
 from odc_jax.training.programs import assemble
-from tests.program import finish, lines_of, run, run_here, start_together
+from tests.program import (
+  evaluations_in,
+  finish,
+  found_in,
+  lines_of,
+  run,
+  run_here,
+  start_together,
+)
 
 # ml_collections loads a config by a method that Python deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -149,9 +157,8 @@ def test_it_is_evaluated_reported_and_goes_on(
     "--mode=evaluate",
     "--evals=knn,assignment,linear",
   )
-  (evaluation,) = json.loads((finished / "evaluation.json").read_text())
-  assert evaluation["of_run"]
-  scores = evaluation["scores"]
+  assert all(evaluation["of_run"] for evaluation in evaluations_in(finished))
+  scores = found_in(finished)
   assert scores["eval/knn_top1"] == before["eval/knn_top1"]
   assert scores["eval/linear_top1_lbfgs"] == 1
   assert scores["eval/train_nmi_assigned"] > 0.8

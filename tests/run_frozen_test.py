@@ -19,6 +19,7 @@ from tests.interop.networks import experiment, random_weights
 from tests.program import (
   assert_same_run,
   finish,
+  found_in,
   kill_and_go_on,
   lines_of,
   run,
@@ -177,8 +178,7 @@ def test_it_is_evaluated_and_reported_again(environment, finished, tmp_path):
     environment, workdir, "--mode=evaluate", "--evals=knn,clustering"
   )
   assert status == 0, err
-  (evaluation,) = json.loads((workdir / "evaluation.json").read_text())
-  found = evaluation["scores"]
+  found = found_in(workdir)
   # By images now, by what was kept of them then.
   for name in "eval/knn_top1", "eval/nmi_labels", "eval/purity_labels":
     assert found[name] == pytest.approx(before[name], abs=0.02), name

@@ -20,7 +20,6 @@ from odc_jax.methods import METHODS
 from odc_jax.models.functional import Tree
 from odc_jax.training import checkpoint
 from odc_jax.training.programs import assemble
-from odc_jax.training.state import deciding
 
 # Written as it is. Not imported: it needs PyTorch, which nothing else does.
 _MODEL = pathlib.Path(__file__).with_name("model.py")

@@ -426,9 +426,7 @@ METHOD = Method(
     "temi.teacher_temperature",
     "temi.teacher_temperature_epochs",
     "temi.teacher_momentum",
-    "model.head_layers",
-    "model.head_hidden",
-    "model.head_bottleneck",
+    *("model.head_layers", "model.head_hidden", "model.head_bottleneck"),
   ),
   idle=idle,
   ADVICE={

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from odc_jax.config import check
+from odc_jax.config import kinds
 from odc_jax.logs import scalars
 from odc_jax.report.contents import Contents
 from odc_jax.report.curves import Curve
@@ -248,7 +248,7 @@ def _facts(history: History) -> dict[str, str]:
   model = config["model"]
   size = config["data"]["image_size"]
   network = f"{model['name']}, width {model['width']}, {size} px"
-  if config["data"]["source"].startswith(check.FEATURES):
+  if config["data"]["source"].startswith(kinds.FEATURES):
     network = f"none: {model['settings']['size']:,} given features of an image"
   return {
     "Method": _method(config),

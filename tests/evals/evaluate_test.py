@@ -17,7 +17,7 @@ from odc_jax.evals import evaluate, scores
 from odc_jax.logs import writer
 from odc_jax.training import checkpoint, loop
 from tests.data import pascal
-from tests.program import assert_refused, run
+from tests.program import assert_refused, evaluations_in, found_in, run
 
 
 def small():
@@ -75,15 +75,6 @@ def test_images_of_both_sets_are_assigned_as_by_the_command(folder, tmp_path):
       scores.accuracy_one_to_one(labels, np.array(table["cluster"]), 3)
     )
   assert len(found) == 6
-
-
-def evaluations_in(workdir):
-  return json.loads((workdir / "evaluation.json").read_text())
-
-
-def found_in(workdir):
-  """Returns the numbers of all evaluators."""
-  return {k: v for e in evaluations_in(workdir) for k, v in e["scores"].items()}
 
 
 def on_folder(folder):
