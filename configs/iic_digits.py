@@ -4,7 +4,9 @@
 
 A ResNet-18, a quarter as wide as usual, with five heads of ten clusters and
 five of 50. What differs from the published hyper-parameters, and why, is in
-docs/methods.md. This has not been run to its end yet.
+docs/methods.md. With seed 0: accuracy 0.595 and kNN 0.787 after 560 steps; the
+random network has a kNN of 0.911 and k-means of the pixels an accuracy of 0.79,
+so that this run is too short to teach anything.
 """
 
 from ml_collections import ConfigDict
