@@ -15,6 +15,7 @@ from odc_jax.config import auto, check, options
 from odc_jax.data import augment, loader
 from odc_jax.data.bad_images import BadImage, BadImages
 from odc_jax.data.in_memory import Given
+from odc_jax.errors import UserError
 from odc_jax.evals import EVALS, linear, probe, semi
 from odc_jax.interop import describe
 from odc_jax.methods import METHODS
@@ -305,7 +306,7 @@ def test_quick_is_the_same_experiment_made_smaller(path):
   whole, quick = load(path), load(path, "quick")
   assert whole.num_epochs == "auto" or quick.num_epochs < whole.num_epochs
   assert quick.optimizer.num_epochs == quick.num_epochs
-  with pytest.raises(ValueError, match="quick"):
+  with pytest.raises(UserError, match="quick"):
     load(path, "slow")
 
 

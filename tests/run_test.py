@@ -43,6 +43,7 @@ def finished(environment, tmp_path_factory):
 def test_a_run_leaves_what_the_readme_promises(finished):
   names = {path.name for path in finished.iterdir()}
   assert names == {
+    ".lock",
     "config.json",
     "metrics.jsonl",
     "tensorboard",
