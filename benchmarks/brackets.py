@@ -74,7 +74,7 @@ def scores(
     recipe = probe.Recipe(
       num_epochs=epochs,
       batch_size=config.batch_size,
-      decay_at=(0.6, 0.8),
+      decay_epochs=(0.6 * epochs, 0.8 * epochs),
       decay_rate=0.2,
     )
     learned = probe.trainer(random, learner, recipe)(

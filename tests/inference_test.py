@@ -453,7 +453,8 @@ def test_without_comparisons_there_are_clusters_all_the_same(
 def test_every_column_is_explained(workdir):
   names = pq.read_schema(workdir / "clusters.parquet").names
   lacking = [name for name in table.COLUMNS if name not in names]
-  assert lacking == ["label", "cluster_name", "taken", "image"]
+  of_growth = ["generation", "is_novel", "is_missing"]
+  assert lacking == ["label", "cluster_name", *of_growth, "taken", "image"]
 
 
 def test_the_command_takes_in_names_and_marks(environment, workdir, tmp_path):

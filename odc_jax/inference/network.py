@@ -38,8 +38,8 @@ def open_images(images: Images) -> source_lib.Source:
   if isinstance(images, str | os.PathLike):
     if os.path.isfile(expanded(images)):
       raise UserError(
-        f"{os.fspath(images)} is a file; give its folder, or a list of it: "
-        "[path]"
+        f"{os.fspath(images)} is a file; give its folder as --images, or from "
+        "Python a list of it: [path]"
       )
     return sources.make(f"folder:{os.fspath(images)}")
   return Given(images)

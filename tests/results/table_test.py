@@ -14,7 +14,8 @@ N = 5
 TAKEN = datetime.datetime(2019, 7, 4, 12, 30, 1)
 READABLE = np.array([True, False, True, True, True])
 # What a table has only once it is asked for.
-LATER = ("cluster_group", "cluster_name", "image")
+OF_GROWTH = ("generation", "is_novel", "is_missing")
+LATER = ("cluster_group", "cluster_name", "image", *OF_GROWTH)
 
 
 def columns(**others):
@@ -201,7 +202,8 @@ def test_names_are_set_and_taken_out_again(tmp_path):
   table.set_groups(path, np.array([4, 5]))
   table.set_cluster_names(path, {0: "shoes", 1: "hats"})
   found = pq.read_table(path)
-  assert found.column_names == [c for c in table.COLUMNS if c != "image"]
+  rest = ("image", *OF_GROWTH)
+  assert found.column_names == [c for c in table.COLUMNS if c not in rest]
   assert found["cluster_name"].to_pylist() == ["hats", "hats", "shoes", "shoes"]
   table.set_cluster_names(path, {})
   assert pq.read_table(path).drop_columns("cluster_group") == before
