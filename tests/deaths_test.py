@@ -16,6 +16,7 @@ from configs import odc_digits
 from odc_jax.training import loop, programs
 from odc_jax.training import step as step_lib
 from tests.program import (
+  EXPLODING,
   ROOT,
   assert_refused,
   assert_same_run,
@@ -256,7 +257,7 @@ def test_rollback_gives_up_when_it_does_not_help(environment, tmp_path):
   flags = [
     *SHORT,
     "--config.on_nan=rollback",
-    "--config.optimizer.learning_rate=1e20",
+    *EXPLODING,
   ]
   status, _, err = run(environment, tmp_path / "run", *flags)
   assert_refused((status, "", err), "not finite in step", "after 3 rollbacks")

@@ -20,6 +20,12 @@ from odc_jax.cli import main as cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# Every step multiplies the weights by -1e18, the decay times the rate.
+EXPLODING = [
+  "--config.optimizer.learning_rate=1e9",
+  "--config.optimizer.weight_decay=1e9",
+]
+
 
 def start(environment, workdir, *flags, cwd=ROOT):
   return subprocess.Popen(
