@@ -295,5 +295,5 @@ def test_as_a_program(environment, workdir):
   assert_refused(
     run(environment, workdir, "--mode=evaluate", "--config.eval.knn.k=3"),
     "'config.eval.knn.k'",
-    "--config=configs/FILE.py",
+    "--config=FILE.py",
   )

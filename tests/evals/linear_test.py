@@ -172,7 +172,14 @@ def test_one_and_eight_devices_learn_the_same():
     with jax.set_mesh(mesh):
       subject = subjects.digits(mesh)
       learner, params, batch_stats = linear._last(subject, 10)
-      recipe = probe.Recipe(3, 32, decay_epochs=(2,))
+      recipe = probe.Recipe(
+        3,
+        32,
+        decay_epochs=(2,),
+        crop_scale=(0.6, 1.0),
+        crop_ratio=(0.8, 1.25),
+        flip=0.0,
+      )
       learned = probe.trainer(subject, learner, recipe)(
         params, batch_stats, {"heads": 0.002}, 0.0, subject.train
       )
