@@ -89,6 +89,8 @@ def finished(request, tmp_path_factory):
   return name, workdir
 
 
+# run_test.py kills the program, with ODC.
+@pytest.mark.release
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
   finished, tmp_path, one_device
 ):
