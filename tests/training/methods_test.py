@@ -188,8 +188,11 @@ def test_one_and_eight_devices_agree(name, tmp_path, monkeypatch):
   # of three clusterings; and with them the loss.
   moved = np.mean(found[0] != found[1]) if found else 0
   assert moved < 0.005
-  np.testing.assert_allclose(other_losses[0], losses[0], rtol=1e-4 + 2 * moved)
-  np.testing.assert_allclose(other_losses, losses, rtol=0.02)
+  # IIC's begins at 1e-7, as the difference of entropies of 2.
+  np.testing.assert_allclose(
+    other_losses[0], losses[0], rtol=1e-4 + 2 * moved, atol=1e-6
+  )
+  np.testing.assert_allclose(other_losses, losses, rtol=0.02, atol=1e-6)
   assert np.mean(clusters == other_clusters) > 0.95
 
 
