@@ -38,7 +38,7 @@ def alone(path: str | os.PathLike[str], timeout: float = 0.0) -> Iterator[None]:
 
   Args:
     path: a file that stands for it, made if need be, left behind.
-    timeout: seconds to wait for another process.
+    timeout: seconds to wait for another process; -1: until it is done.
 
   Raises:
     BusyError: the other one is not done by then.
@@ -150,7 +150,7 @@ def settle(folder: pathlib.Path) -> None:
     return
   lock = folder / f"{_READY}.lock"
   # Of two that meet it here, the second would find one half gone.
-  with filelock.FileLock(lock):
+  with alone(lock, timeout=-1.0):
     for item in sorted(ready.iterdir()) if ready.exists() else ():
       target = folder / item.name
       if item.is_dir() and target.exists():

@@ -232,6 +232,7 @@ ALLOWED = {
     "results",
     "training",
   },
+  "results/annotations.py": {"data", "errors", "files", "results"},
   "results/originals.py": {"config", "data", "errors", "results"},
   "results/sort.py": {"data", "errors", "logs", "results"},
   "results/assign.py": {"data", "errors", "files", "inference"},

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from odc_jax.data.folder import Folder
 from odc_jax.data.source import Record
 from odc_jax.errors import UserError
-from odc_jax.files import write_json
+from odc_jax.files import expanded, write_json
 
 # In the work directory: which rows a run was begun with.
 RECORD_FILE = "features.json"
@@ -158,7 +158,7 @@ def read(path: str, split: str = "", images: Folder | None = None) -> Features:
       "data source 'features:' names no file; "
       "set --config.data.source=features:/your/features.npy"
     )
-  file = pathlib.Path(path).expanduser()
+  file = expanded(path)
   if file.is_dir():
     there = sorted(p.stem for p in file.glob("*.npy"))
     if split not in there:

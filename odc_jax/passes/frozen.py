@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -28,7 +27,7 @@ from odc_jax.data.bad_images import BadImage
 from odc_jax.data.features import Features
 from odc_jax.data.source import Record, Source
 from odc_jax.distributed import compiler, processes
-from odc_jax.files import write_json
+from odc_jax.files import BusyError, alone, write_json
 from odc_jax.passes import extract
 
 # Seconds between two notes: what a kill costs at most.
@@ -190,28 +189,23 @@ def _alone(
 ) -> Iterator[None]:
   """Encloses what two runs may not do in a folder at the same time."""
   folder.mkdir(parents=True, exist_ok=True)
-  lock = filelock.FileLock(folder / _LOCK)
+  with contextlib.ExitStack() as stack:
 
-  def is_free():
-    try:
-      lock.acquire(blocking=False)
-    except filelock.Timeout:
-      return False
-    except NotImplementedError:  # a file system without locks
+    def is_free():
+      try:
+        stack.enter_context(alone(folder / _LOCK))
+      except BusyError:
+        return False
       return True
-    return True
 
-  said = False
-  while not processes.gather(processes.is_first() and is_free())[0]:
-    if not said:
-      processes.say(f"another run is making {folder}; waiting for it")
-      said = True
-    advance(0)  # where a signal is heard
-    time.sleep(_LOOK_SECONDS)
-  try:
+    said = False
+    while not processes.gather(processes.is_first() and is_free())[0]:
+      if not said:
+        processes.say(f"another run is making {folder}; waiting for it")
+        said = True
+      advance(0)  # where a signal is heard
+      time.sleep(_LOOK_SECONDS)
     yield
-  finally:
-    lock.release()
 
 
 class _Note(NamedTuple):

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from odc_jax.data import growth
 from odc_jax.errors import UserError
 from odc_jax.files import write_json
 from odc_jax.results import groups, table
@@ -181,13 +182,13 @@ def _check(content: Any) -> None:
       raise ValueError(f"mark {image['mark']!r}; there is {', '.join(MARKS)}")
 
 
-def _of_before(workdir: pathlib.Path) -> list[str]:
+def _of_before(workdir: pathlib.Path) -> tuple[str, ...]:
   """Returns digests of the clusters that a run had before it grew.
 
   Clusters keep their numbers when a run grows.
   """
-  path = workdir / "growth.json"
-  return json.loads(path.read_text())["tables"] if path.exists() else []
+  grown = growth.read(workdir)
+  return () if grown is None else grown.tables
 
 
 def _names(content: dict[str, Any]) -> dict[int, str]:

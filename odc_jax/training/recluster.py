@@ -20,7 +20,7 @@ from odc_jax.logs import progress
 from odc_jax.methods.method import Passes
 from odc_jax.passes.extract import Features
 from odc_jax.training.programs import Program
-from odc_jax.training.state import TrainState
+from odc_jax.training.state import TrainState, order_seed
 
 
 class Reclustering:
@@ -179,20 +179,17 @@ class Reclustering:
           config.num_examples,
           config.batch_size,
           step + i,
-          self._seed(state),
+          order_seed(config, state),
           config.data.sampling,
         )
         for i in range(check.steps_per_epoch(config))
       ]
     )
 
-  def _seed(self, state: TrainState) -> int:
-    """Returns the seed of the data's order, which is another in a restart."""
-    return self._config.seed + (int(state.restarts) << 32)
-
   def _stream(self, state: TrainState, step: int) -> np.random.SeedSequence:
     """Returns a stream of its own, apart from the training's."""
-    return np.random.SeedSequence([self._seed(state) % 2**64, step])
+    seed = order_seed(self._config, state)
+    return np.random.SeedSequence([seed % 2**64, step])
 
   def _augmented(
     self,

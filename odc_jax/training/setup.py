@@ -100,8 +100,7 @@ class Run:
       self.config.data,
       batch_size=self.config.batch_size,
       crops=loader.crops(self.config.data),
-      # A restart has an order of its own.
-      seed=self.config.seed + (int(state.restarts) << 32),
+      seed=state_lib.order_seed(self.config, state),
       start_step=step,
       process_index=jax.process_index(),
       process_count=jax.process_count(),

@@ -43,6 +43,16 @@ class TrainState(NamedTuple):
   teacher_stats: Any = None
 
 
+def order_seed(config: Config, state: TrainState) -> int:
+  """Returns the seed of the images' order, which is another in a restart.
+
+  Args:
+    config: Reads `seed`.
+    state: Has the number of restarts.
+  """
+  return config.seed + (int(state.restarts) << 32)
+
+
 def taught(state: TrainState) -> tuple[Any, Any]:
   """Returns the teacher's parameters and statistics, of the whole network.
 
