@@ -108,6 +108,9 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   config.eval = common.evaluation(split="", every_epochs="auto")
+  # What a network of ImageNet's size needs for 256 images is gigabytes, and on
+  # a CPU that is slower too.
+  config.eval.batch_size = 32
   config.update(common.logging(checkpoint_every_epochs="auto"))
   if common.is_quick(variant, "scratch"):
     config.num_epochs = "10"

@@ -94,6 +94,9 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   config.eval = common.evaluation(split="test", every_epochs=10)
+  # What a network of ImageNet's size needs for 256 images is gigabytes, and on
+  # a CPU that is slower too.
+  config.eval.batch_size = 32
   config.update(common.logging())
   if common.is_quick(variant):
     common.shorten(config, num_epochs=2)
