@@ -140,6 +140,10 @@ def reading(num_threads: int, prefetch: int = 16) -> dict[str, Any]:
   return {
     # folder:PATH, the pictures where the source is features:FILE.
     "images": "",
+    # Where it is sequences:PATH: which file of ground truth names, and whether
+    # features are standardised: none, video or video_unit.
+    "mapping": "",
+    "standardize": "none",
     "interpolation": "bilinear",
     # Whether the images lie on the devices: auto, images or off.
     "resident": "auto",

@@ -202,11 +202,12 @@ def main(argv: list[str]) -> None:
   if MODE.value == "evaluate":
     processes.say(f"written to {workdir}")
     return
-  of_features = CONFIG.value.data.source.startswith("features:")
+  kind = CONFIG.value.data.source.partition(":")[0]
+  new = {"features": "FILE.npy", "sequences": "PATH"}.get(kind, "FOLDER")
   processes.say(
     f"written to {workdir}: open {workdir / 'report.html'} in a browser. New "
     f"images: {usage.program()} --mode=assign --workdir={workdir} "
-    f"--images={'FILE.npy' if of_features else 'FOLDER'}"
+    f"--images={new}"
   )
 
 

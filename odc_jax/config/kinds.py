@@ -11,7 +11,8 @@ from typing import Any
 from odc_jax.errors import UserError
 
 # What `data.source` begins with where it is no images.
-FEATURES = "features:"
+SEQUENCES = "sequences:"
+FEATURES = ("features:", SEQUENCES)
 
 _MOST = 2**31 - 1  # of what is counted: the devices' integers
 
@@ -78,7 +79,7 @@ _SERIES = (
 _PAIRS = ("crop_scale", "small_crop_scale", "crop_ratio", "blur_sigma")
 _TEXTS = (
   *("method", "on_nan", "source", "images", "split", "sampling"),
-  "interpolation",
+  *("interpolation", "mapping", "standardize"),
   *("resident", "on_error", "name", "stem", "dtype", "weights", "train"),
   *("neck", "schedule", "memory_dtype", "kmeans_init"),
 )

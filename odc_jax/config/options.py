@@ -54,6 +54,8 @@ _SECTIONS = {
   "data": (
     "source",
     "images",
+    "mapping",
+    "standardize",
     "split",
     "sampling",
     "image_size",
@@ -171,6 +173,8 @@ _DEFAULTS = {
   "extra_clusters": (),
   "eval.attributes": "",
   "data.images": "",
+  "data.mapping": "",
+  "data.standardize": "none",
   "data.small_views": 0,
   "data.resident": "off",
   "data.interpolation": "bilinear",
@@ -363,6 +367,11 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
       yield key, "data.source"
   else:
     yield "data.images", "data.source"
+  if str(values.get("data.source")).startswith(kinds.SEQUENCES):
+    yield "data.images", "data.source"
+  else:
+    for key in ("mapping", "standardize"):
+      yield f"data.{key}", "data.source"
   if values["model.train"] == "head":
     # Images pass the backbone once, by their centres.
     for key in ("crop_scale", "crop_ratio", "resident"):

@@ -105,6 +105,6 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
   flat = options.flat(config, "config.")
   for name in ("config.data.source", "config.data.images"):
     kind, colon, _ = flat.get(name, "").partition(":")
-    if kind in ("folder", "features"):
+    if kind in ("folder", "features", "sequences"):
       flat[name] = kind + colon
   return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}

@@ -54,7 +54,7 @@ class Features:
     Raises:
       UserError: `rows` is no such array, or there are not as many images.
     """
-    _check(rows, name)
+    check(rows, name)
     if images is not None and len(images) != len(rows):
       raise UserError(
         f"{name} has {len(rows):,} rows, but data.images has {len(images):,} "
@@ -173,7 +173,7 @@ def read(path: str, split: str = "", images: Folder | None = None) -> Features:
       f"features:{path} is one file and has no split {split!r}: leave the "
       "split empty, or give a folder with a file for each split"
     )
-  return Features(_mapped(file), images, file.name)
+  return Features(mapped(file), images, file.name)
 
 
 def check_same(source: Any, workdir: pathlib.Path, resuming: bool) -> None:
@@ -214,7 +214,7 @@ def is_recorded(source: Features, workdir: pathlib.Path) -> bool:
   return record.get("sha256") == source.digest()
 
 
-def _mapped(path: pathlib.Path) -> np.ndarray:
+def mapped(path: pathlib.Path) -> np.ndarray:
   """Returns the array in a file."""
   try:
     # Refuses pickled objects: they are no numbers, and reading runs code.
@@ -232,7 +232,7 @@ def _mapped(path: pathlib.Path) -> np.ndarray:
     ) from error
 
 
-def _check(rows: np.ndarray, name: str) -> None:
+def check(rows: np.ndarray, name: str) -> None:
   """Raises a UserError where an array cannot be features."""
   problem = ""
   if rows.ndim != 2 or not rows.shape[1]:

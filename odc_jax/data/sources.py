@@ -11,6 +11,7 @@ never download anything. Each lives in a file of its own beside this one.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from odc_jax.data import growth
@@ -19,22 +20,29 @@ from odc_jax.errors import UserError
 
 
 def make(
-  name: str, split: str = "", like: Source | None = None, images: str = ""
+  name: str,
+  split: str = "",
+  like: Source | None = None,
+  images: str = "",
+  options: Mapping[str, str] | None = None,
 ) -> Source:
   """Opens a data set.
 
   Args:
     name: `digits` (inside scikit-learn), `folder:PATH` (every image below
       PATH), `voc:PATH` (Pascal VOC2007, unpacked there), `tfds:NAME`
-      (prepared by `odc_jax.data.prepare`; `TFDS_DATA_DIR` says where) or
-      `features:FILE` (a row of numbers for every image; `data.features`).
+      (prepared by `odc_jax.data.prepare`; `TFDS_DATA_DIR` says where),
+      `features:FILE` (a row of numbers for every image; `data.features`) or
+      `sequences:PATH` (features of the frames of videos; `data.sequences`).
     split: for a folder a sub-folder of PATH, or "" for all of it; for VOC
       "trainval", "train", "val" or "test"; for TFDS a split such as "train" or
-      "train[:10%]"; for features a file in the folder FILE, or ""; for digits
-      "".
+      "train[:10%]"; for features a file in the folder FILE, or ""; for
+      sequences a part of their names, or ""; for digits "".
     like: a data set whose labels mean the same: the folders of this one are
       numbered as that one's are, also where some are missing.
     images: `folder:PATH`, the pictures that features are of; "" for none.
+    options: `mapping` and `standardize` of sequences, as `sequences.read` has
+      them.
 
   Returns:
     The source.
@@ -44,7 +52,7 @@ def make(
       nothing in it that can be read.
   """
   # Late: these modules need the types above.
-  from odc_jax.data import features
+  from odc_jax.data import features, sequences
   from odc_jax.data.digits import Digits
   from odc_jax.data.folder import Folder
   from odc_jax.data.tfds import Tfds
@@ -65,13 +73,22 @@ def make(
       )
     folder = Folder(path, split, classes) if images else None
     return features.read(rest, split, folder)
+  if kind == "sequences":
+    options = options or {}
+    return sequences.read(
+      rest,
+      split,
+      mapping=options.get("mapping", ""),
+      standardize=options.get("standardize", "none"),
+      classes=classes,
+    )
   if kind == "voc":
     return Voc(rest, split)
   if kind == "tfds" and rest:
     return Tfds(rest, split)
   raise UserError(
     f"unknown data source {name!r}: use 'digits', 'folder:PATH', 'voc:PATH', "
-    "'tfds:NAME' or 'features:FILE.npy'"
+    "'tfds:NAME', 'features:FILE.npy' or 'sequences:PATH'"
   )
 
 
@@ -94,6 +111,7 @@ def of(
     own if split is None else split,
     like,
     section.get("images", ""),
+    {key: section[key] for key in ("mapping", "standardize") if key in section},
   )
 
 

@@ -5,13 +5,23 @@ compare with, nothing. docs/evaluation.md has their protocols and what they
 take.
 """
 
-from odc_jax.evals import clustering, knn, linear, retrieval, reverse, semi, svm
+from odc_jax.evals import (
+  clustering,
+  knn,
+  linear,
+  retrieval,
+  reverse,
+  segmentation,
+  semi,
+  svm,
+)
 
 EVALS = {
   "knn": knn.evaluate,
   "clustering": clustering.evaluate,
   "assignment": clustering.assignment,
   "kmeans": clustering.kmeans,
+  "segmentation": segmentation.evaluate,
   "retrieval": retrieval.evaluate,
   "reverse": reverse.evaluate,
   "linear": linear.last_lbfgs,
@@ -21,6 +31,9 @@ EVALS = {
   "low_shot": svm.low_shot,
   "semi": semi.evaluate,
 }
+
+# Those that look at sequences of frames.
+OF_SEQUENCES = ("segmentation",)
 
 # Those that read images, in other crops than the features are of.
 OF_IMAGES = ("linear_sgd", "linear_stages", "svm", "low_shot", "semi")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config
+from odc_jax.config import Config, kinds
 from odc_jax.config import check as config_lib
 from odc_jax.data import feed, resident
 from odc_jax.data import source as source_lib
@@ -20,7 +20,7 @@ from odc_jax.data.capacity import Choice
 from odc_jax.data.features import Features as Given
 from odc_jax.distributed import processes
 from odc_jax.errors import UserError
-from odc_jax.evals import EVALS, OF_IMAGES
+from odc_jax.evals import EVALS, OF_IMAGES, OF_SEQUENCES
 from odc_jax.evals.inputs import Subject, splits
 from odc_jax.passes import extract, frozen
 from odc_jax.passes.extract import Features
@@ -351,6 +351,13 @@ def check_evaluators(config: Config) -> None:
     config: An experiment.
   """
   names = evaluators_of(config.eval.evaluators)
+  has_sequences = config.data.source.startswith(kinds.SEQUENCES)
+  wanting = [name for name in names if name in OF_SEQUENCES]
+  if wanting and not has_sequences:
+    raise UserError(
+      f"{', '.join(wanting)}: the data set has no sequences; leave it out of "
+      "--config.eval.evaluators or --evals, or give data.source=sequences:PATH"
+    )
   if not config_lib.has_features(config):
     return
   if wanting := [name for name in names if name in OF_IMAGES]:

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from odc_jax import mesh as mesh_lib
-from odc_jax.config import Config, check, kinds
+from odc_jax.config import Config, check
 from odc_jax.data import features as features_lib
-from odc_jax.data import loader, sources
+from odc_jax.data import loader, sequences, sources
 from odc_jax.data import source as source_lib
 from odc_jax.data.bad_images import BadImage
 from odc_jax.data.in_memory import Given
@@ -82,7 +82,7 @@ class Network:
     if isinstance(images, np.ndarray):
       found = features_lib.Features(images)
     elif isinstance(images, str | os.PathLike):
-      found = features_lib.read(os.fspath(images).removeprefix(kinds.FEATURES))
+      found = self._read(os.fspath(images))
     else:
       raise UserError(
         "this run knows features, no images: give an array [n, "
@@ -94,6 +94,15 @@ class Network:
         f"run was trained on {size:,}: make them with the same network"
       )
     return found
+
+  def _read(self, path: str) -> features_lib.Features:
+    """Returns the rows of a file, or those of sequences."""
+    kind, _, _ = self._config.data.source.partition(":")
+    path = path.removeprefix(f"{kind}:")
+    if kind == "features":
+      return features_lib.read(path)
+    standardize = self._config.data.get("standardize", "none")
+    return sequences.read(path, standardize=standardize, has_truth=False)
 
   def judge(self, source: source_lib.Source, task: str) -> Iterator[Part]:
     """Yields what the network makes of a data set, a batch at a time.

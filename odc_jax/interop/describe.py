@@ -4,9 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config, check
+from odc_jax.config import Config, check, kinds
 from odc_jax.config.auto import AUTO
-from odc_jax.data import features
+from odc_jax.data import features, sequences
 from odc_jax.errors import UserError
 from odc_jax.interop import hub, recognise
 from odc_jax.models.backbones import FEATURES, num_features
@@ -89,8 +89,16 @@ def _of_features(config: Config) -> tuple[Config, list[str]]:
       "--config.model.train=head"
     )
   _, _, path = config.data.source.partition(":")
-  rows: Any = features.read(path, config.data.split).rows
-  size = rows.shape[1]
+  if config.data.source.startswith(kinds.SEQUENCES):
+    size = sequences.width(path, config.data.split)
+    number = len(sequences.find(path, config.data.split))
+    line = (
+      f"{size:,} features of every frame, of {number:,} sequences in {path}"
+    )
+  else:
+    rows: Any = features.read(path, config.data.split).rows
+    size = rows.shape[1]
+    line = f"{size:,} features of every image, from {rows.filename}"
   config = ConfigDict(config).copy_and_resolve_references()
   with config.unlocked(), config.ignore_type():
     for name, value in _OF_NO_IMAGES.items():
@@ -103,7 +111,7 @@ def _of_features(config: Config) -> tuple[Config, list[str]]:
     width = _value(config, "model.embedding_dim")
     if width == AUTO or (width is not None and keeps_size(config.model)):
       config.model.embedding_dim = size
-  return config, [f"{size:,} features of every image, from {rows.filename}"]
+  return config, [line]
 
 
 def _found(weights: hub.Weights, wanted, settings) -> dict[str, Any]:

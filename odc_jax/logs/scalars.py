@@ -71,6 +71,20 @@ SCALARS = {
   "eval/purity_labels": "images that have their cluster's majority label",
   "eval/acc_labels": "images whose label is the one matched to their cluster, "
   "one to one; only where there are as many clusters as labels",
+  "eval/mof_labels": "frames whose label is the one matched to their cluster, "
+  "one to one over all sequences; without background",
+  "eval/miou_labels": "likewise, intersection over union, a mean over labels",
+  "eval/f1_majority_labels": "likewise, F1 of segments, found where most of "
+  "the frames drawn are right (ASOT)",
+  "eval/mof_sequence_labels": "frames that are right, matched in each "
+  "sequence on its own, a mean over sequences; without background",
+  "eval/miou_sequence_labels": "likewise, intersection over union",
+  "eval/f1_majority_sequence_labels": "likewise, F1 of segments",
+  "eval/f1_share_labels": "F1 of segments, which count by the share of the "
+  "frames drawn that are right (CTE, TOT); matched over all sequences",
+  "eval/mof_background_labels": "frames that are right, matched as CTE does "
+  "it, of all frames: background too",
+  "eval/miou_background_labels": "likewise, intersection over union",
   "eval/train_acc_assigned": "accuracy, one to one, of the training images' "
   "clusters in evaluation mode",
   "eval/train_nmi_assigned": "NMI (arithmetic) of the training images' "

@@ -234,7 +234,7 @@ def _data_set(config: dict[str, Any]) -> str:
   """Returns what people call the data set: no path."""
   kind, _, name = config["data"]["source"].partition(":")
   split = config["data"]["split"]
-  if kind in ("folder", "features"):
+  if kind in ("folder", "features", "sequences"):
     name = pathlib.PurePath(name).name or "a folder"
   name = name or kind
   return f"{name} ({split})" if split else name

@@ -6,6 +6,7 @@
                        length, float16 [n, p]
     components.npz     `mean` [c] and `components` [p, c] that made them
     clusters.parquet   a row for every image that can be read (`table.COLUMNS`)
+    segments.parquet   of sequences: runs of equal clusters (`segments.COLUMNS`)
     clusters.json      the clusters, how they merge, advice on their number
 
 docs/results.md explains every number and says which libraries were weighed.

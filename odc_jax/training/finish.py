@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from odc_jax.config import check
 from odc_jax.data import facts, loader, sources
+from odc_jax.data.sequences import Sequences
 from odc_jax.data.subset import Subset
 from odc_jax.distributed import processes
 from odc_jax.files import write_json
 from odc_jax.logs import progress, writer
 from odc_jax.passes.extract import Features
-from odc_jax.results import vectors
+from odc_jax.results import segments, vectors
 from odc_jax.results import verdict as verdict_lib
 from odc_jax.results.collect import hand_over
 from odc_jax.results.growth import Grown
@@ -75,6 +76,8 @@ def finish(
   )
   summary, verdict = None, None
   if processes.is_first():
+    if isinstance(run.train, Sequences):
+      segments.write(run.workdir, run.train.sequence_names, run.train.lengths)
     # Late: Matplotlib and Jinja take a second to import.
     from odc_jax import report
 

@@ -308,6 +308,11 @@ def _sized(
       f"passed over: {folder.counted(passed_over)}; only "
       f"{' '.join(sorted(folder.IMAGE_SUFFIXES))} are read"
     )
+  if left_out := getattr(train, "passed_over_sequences", None):
+    processes.say(
+      f"{len(left_out):,} sequences are left out, because features and ground "
+      f"truth differ by more than 50 frames: {', '.join(left_out[:5])}"
+    )
   for line in (*described, *reasons):
     processes.say(line)
   planned = extend.sized(planned._replace(config=config), method)
