@@ -59,10 +59,11 @@ def flags(data, *others):
   ]
 
 
+@pytest.mark.slow
 def test_frames_become_segments(tmp_path, monkeypatch, capsys):
   data, workdir = make(tmp_path / "data"), tmp_path / "run"
   run_here(monkeypatch, f"--workdir={workdir}", *flags(data))
-  assert "features of every frame, of 10 sequences" in capsys.readouterr().err
+  assert "features of every frame, of 10 sequences" in capsys.readouterr().out
   summary = json.loads((workdir / "summary.json").read_text())
   for name in ("mof", "miou", "f1_majority", "f1_majority_sequence"):
     assert summary[f"eval/{name}_labels"] > 0.9, name

@@ -250,8 +250,8 @@ def _network(workdir, task: _Task, method, program: Program) -> _Network:
 def _on_other_data(of_run: Config, given: Config) -> Config:
   """Returns the config of a run with another's data and evaluators."""
   theirs, ours = (
-    {"method": config.method}
-    | {f"model.{name}": value for name, value in config.model.items()}
+    # Flat: equal settings of a network may be of two types.
+    {"method": config.method} | options.flat(config.model, "model.")
     for config in (of_run, given)
   )
   theirs["model.weights"] = given.model.weights  # where it began is no matter
