@@ -177,4 +177,4 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path_factory):
       sources.make(f"sequences:{path}", split, options=options)
     assert "\n" not in str(error.value)
   with pytest.raises(UserError, match="is for ground truth"):
-    sources.make(f"sequences:{twice}", options={"mapping": "x"})
+    sources.make(f"sequences:{wide}", options={"mapping": "x"})
