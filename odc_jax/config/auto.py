@@ -114,6 +114,11 @@ def _checkpoint_every(config, n, num_devices):
   )
 
 
+def _eval_resize(config, n, num_devices):
+  size = round(config.data.image_size * 256 / 224)
+  return size, f"256/224 of {config.data.image_size} pixels, as for ImageNet"
+
+
 def _same_as_num_epochs(config, n, num_devices):
   return config.num_epochs, ""
 
@@ -129,8 +134,8 @@ def _numbers_of(text: str) -> tuple[float, ...]:
   return tuple(float(part) for part in text.strip("()").split(",") if part)
 
 
-# In order: a later rule reads what an earlier one wrote. None: the weights say
-# it, and `interop.describe` has filled it in.
+# In order: a later rule reads what an earlier one wrote. None, and where there
+# are weights `eval_resize`: `interop.describe` has filled it in.
 _RULES: dict[str, tuple[Callable[..., tuple[Any, str]] | None, Callable]] = {
   "batch_size": (_batch_size, int),
   "num_clusters": (_num_clusters, int),
@@ -140,7 +145,7 @@ _RULES: dict[str, tuple[Callable[..., tuple[Any, str]] | None, Callable]] = {
   "eval.every_epochs": (_eval_every, int),
   "checkpoint_every_epochs": (_checkpoint_every, int),
   "data.image_size": (None, int),
-  "data.eval_resize": (None, int),
+  "data.eval_resize": (_eval_resize, int),
   "augment.mean": (None, _numbers_of),
   "augment.std": (None, _numbers_of),
   "model.embedding_dim": (None, int),

@@ -1,8 +1,10 @@
 """Configs of earlier versions, with the keys that this one has.
 
-Only the section `eval` has changed its form: settings of all evaluators side by
-side became a section for each, and some numbers that stood in the code became
-keys.
+The section `eval` has changed its form: settings of all evaluators side by side
+became a section for each, and some numbers that stood in the code became keys.
+Of the keys that came later and may be left out, `options` knows the values that
+stand for what was done before them. One is different: images were rotated
+bilinearly, and a config that leaves out how to is now of nearest neighbours.
 """
 
 from typing import Any
@@ -41,8 +43,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
   Returns:
     The same where nothing in it is of an earlier version; otherwise a copy
-    whose evaluators do what they did then.
+    that trains as it did then, and whose evaluators do what they did.
   """
+  if _rotates(config):
+    config = _rotating(config, "bilinear")
   old = config.get("eval")
   if not isinstance(old, dict):
     return config
@@ -52,6 +56,33 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
   kept = {key: value for key, value in old.items() if key not in former}
   # What the file has of the new sections already is newer.
   return {**config, "eval": {**_sections(config, old), **kept}}
+
+
+def dated(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns a config of this version that cannot be taken for a former one.
+
+  Args:
+    config: As `config.json` is to hold it.
+
+  Returns:
+    The same, or a copy that says how images are rotated.
+  """
+  return _rotating(config, "nearest")
+
+
+def _rotates(config: dict[str, Any]) -> bool:
+  """Returns whether images are rotated, which a frozen network never sees."""
+  angle = config.get("augment", {}).get("rotation", 0)
+  angles = angle if isinstance(angle, list) else [angle]
+  return config.get("model", {}).get("train") != "head" and any(angles)
+
+
+def _rotating(config: dict[str, Any], how: str) -> dict[str, Any]:
+  """Returns a config that says how, if it has not said so."""
+  augment = config.get("augment")
+  if augment is None or "rotation_interpolation" in augment:
+    return config
+  return {**config, "augment": {**augment, "rotation_interpolation": how}}
 
 
 def _sections(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def write(config: Config, workdir: pathlib.Path, resuming: bool) -> None:
     UserError: If that run had another config.
   """
   path = workdir / "config.json"
-  new = json.loads(config.to_json())
+  new = former.dated(json.loads(config.to_json()))
   if resuming:
     try:
-      old = json.loads(path.read_text("utf-8"))
+      old = former.upgraded(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
       raise UserError(
         f"{workdir} holds a run whose config.json is missing or damaged; put "

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from odc_jax.config import Config, check, kinds
+from odc_jax.config import Config, check, kinds, options
 from odc_jax.config.auto import AUTO
 from odc_jax.data import features, sequences
 from odc_jax.errors import UserError
@@ -30,6 +30,17 @@ _OF_NO_IMAGES = {
   "augment.std": (1.0, 1.0, 1.0),
 }
 
+# A network without weights, for images as large as an epoch on one GPU allows;
+# ImageNet's statistics. How the images are resized follows from their size.
+_RANDOM = {
+  "model.name": "resnet18",
+  "data.image_size": 128,
+  "data.interpolation": "bilinear",
+  "augment.mean": (0.485, 0.456, 0.406),
+  "augment.std": (0.229, 0.224, 0.225),
+}
+_RANDOM_EMBEDDING_DIM = 128
+
 _AUTO = ("model.name", *_FROM_CONFIG, "model.embedding_dim")
 
 
@@ -39,7 +50,8 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   Where the data are features from elsewhere they stand for the network.
 
   Args:
-    config: An experiment. These may be "auto": `model.name` (then also
+    config: An experiment. These may be "auto": `model.train` and `model.neck`,
+      which follow from whether there are weights; `model.name` (then also
       `model.stem`, `model.width` and `augment.sobel` follow from the weights,
       and what `model.settings` leaves open), `data.image_size`,
       `data.eval_resize`, `data.interpolation`, `augment.mean`, `augment.std`;
@@ -47,22 +59,25 @@ def fill(config: Config) -> tuple[Config, list[str]]:
       features, for an experiment without a neck.
 
   Returns:
-    A copy without those, and lines that say what the network is.
+    A copy without those, and lines that say what the network is. Without
+    weights it is a ResNet-18; `data.eval_resize` is then left to `config.auto`.
 
   Raises:
     UserError: The weights are not there; or they do not say, and the config
       does not either. Features are not there, or a network is to be trained.
   """
+  if chosen := options.by_weights(options.flat(config)):
+    config = ConfigDict(config).copy_and_resolve_references()
+    for name, value in chosen.items():
+      section, key = name.split(".")
+      config[section][key] = value
   if check.has_features(config):
     return _of_features(config)
   wanted = [name for name in _AUTO if _value(config, name) == AUTO]
   if not wanted:
     return config, []
   if not config.model.weights:
-    raise UserError(
-      f"{wanted[0]} is auto, which follows from the weights, and there are "
-      "none: --config.model.weights=NAME"
-    )
+    return _random(config, wanted)
   weights = hub.resolve(config.model.weights)
   config = ConfigDict(config).copy_and_resolve_references()
   found = _found(weights, wanted, dict(config.model.get("settings", {})))
@@ -79,6 +94,24 @@ def fill(config: Config) -> tuple[Config, list[str]]:
   if weights.licence:
     lines[0] += f"; licence {weights.licence}"
   return config, lines
+
+
+def _random(config: Config, wanted: list[str]) -> tuple[Config, list[str]]:
+  """Does it where there are no weights to follow."""
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked(), config.ignore_type():
+    for name in wanted:
+      if name in _RANDOM:
+        section, key = name.split(".")
+        config[section][key] = _RANDOM[name]
+    if "model.embedding_dim" in wanted:
+      config.model.embedding_dim = (
+        num_features(config.model)
+        if keeps_size(config.model)
+        else _RANDOM_EMBEDDING_DIM
+      )
+  about = f"{config.model.name} from random weights"
+  return config, [f"{about}, for images of {config.data.image_size} pixels"]
 
 
 def _of_features(config: Config) -> tuple[Config, list[str]]:

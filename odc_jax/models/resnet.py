@@ -22,9 +22,14 @@ from odc_jax.models.backbone import Backbone
 
 STEMS = ("imagenet", "small")
 
-# What the variance of a kernel keeps: that of the outputs (OpenSelfSup), or
-# that of the gradients (torchvision, and the codes of SwAV, CoKe and SeCu).
-INITS = ("fan_in", "fan_out")
+# How kernels start, as arguments of `variance_scaling`. What the variance keeps
+# is that of the outputs (OpenSelfSup) or of the gradients (torchvision, and the
+# codes of SwAV, CoKe and SeCu); SeLa's leaves PyTorch's default.
+INITS = {
+  "fan_in": (2.0, "fan_in", "normal"),
+  "fan_out": (2.0, "fan_out", "normal"),
+  "torch": (1 / 3, "fan_in", "uniform"),
+}
 
 
 def relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -60,7 +65,7 @@ def _conv(
     use_bias=False,
     # A plain normal, as torch's kaiming_normal_. Flax's he_normal cuts the
     # tails.
-    kernel_init=nnx.initializers.variance_scaling(2.0, init, "normal"),
+    kernel_init=nnx.initializers.variance_scaling(*INITS[init]),
     conv_general_dilated=convolution.convolve,
     dtype=dtype,
     param_dtype=jnp.float32,
@@ -203,7 +208,8 @@ class ResNet(Backbone):
         all (3x3 at stride 1).
       width: channels of the stem; the stages scale with it.
       in_channels: channels of the images.
-      init: one of `INITS`: kernels are N(0, 2 / fan).
+      init: one of `INITS`: kernels are N(0, 2 / fan), or uniform within
+        1 / sqrt(fan_in).
       dtype: what convolutions compute in. Parameters and the statistics of
         BatchNorm are float32 in any case.
       rngs: source of the initial weights.

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from odc_jax.config import former
+from odc_jax.config import former, options
 from odc_jax.config.store import identity
 from odc_jax.errors import UserError
 from odc_jax.files import settle
@@ -150,12 +150,18 @@ def reference(
     {"about": text, "scalars": {name: {"epoch", "low", "median", "high"}}}, each
     a list; or None.
   """
-  ours = recipe(config)
+  ours = _plain(recipe(config))
   for path in sorted(folder.glob("*.json")):
     known = json.loads(path.read_text("utf-8"))
-    if known["config"] == ours:
+    # One from before a key came has what stands for its absence.
+    if not any(options.differences(_plain(known["config"]), ours)):
       return known
   return None
+
+
+def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
+  """Returns the names without the section that they all begin with."""
+  return {name.removeprefix("config."): recipe[name] for name in recipe}
 
 
 def _object(path: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import pytest
 
 from configs import odc_folder
 from odc_jax import UserError
+from odc_jax.config import auto, check, options
 from odc_jax.interop import describe
+from odc_jax.methods import METHODS
 from tests.interop import pytorch_test as both
 from tests.interop.families import of_family
 from tests.interop.networks import experiment, random_weights
@@ -70,6 +72,30 @@ def test_what_weights_do_not_say_is_asked_for(tmp_path):
   config.model.weights = str(tmp_path)
   with pytest.raises(UserError, match=r"does not say what data\.image_size is"):
     describe.fill(config)
-  config.model.weights = ""
-  with pytest.raises(UserError, match=r"model\.name is auto, .* are none"):
-    describe.fill(config)
+
+
+def test_without_weights_a_network_is_trained_from_random_ones():
+  """As the variant `scratch` has it, but for what the command line sets."""
+  given = odc_folder.get_config()
+  given.model.weights = ""
+  values = {"data.image_size": "32", "model.neck_hidden": 16}
+  given.update_from_flattened_dict(values)
+  method = METHODS["odc"]
+  options.check(given, method, values)
+  config, (line,) = describe.fill(given)
+  assert line == "resnet18 from random weights, for images of 32 pixels"
+  config, _ = auto.fill(config, 1000, 1, method.AUTO)
+  config = check.resolve(config, 1000, 1)
+  assert "auto" not in config.model.values()
+  assert (config.data.image_size, config.data.eval_resize) == (32, 37)
+  assert not check.is_frozen(config)
+  scratch = odc_folder.get_config("scratch")
+  differing = {"model.neck_hidden"}
+  for name, value in options.flat(scratch.model).items():
+    name = f"model.{name}"
+    if name not in differing:
+      assert options.flat(config)[name] == value, name
+  # With weights there is no such neck, and it is said.
+  given.model.weights = odc_folder.get_config().model.weights
+  with pytest.raises(UserError, match=r"neck_hidden=16 does nothing .*'none'"):
+    options.check(given, method, values)

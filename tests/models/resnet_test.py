@@ -193,6 +193,21 @@ def test_initial_weights(init, fan):
   np.testing.assert_array_equal(block.bn2.bias[...], 0)
 
 
+def test_weights_may_start_as_pytorch_s_own_do():
+  """Uniform within 1 / sqrt(fan_in): kaiming_uniform_ with a = sqrt(5)."""
+  block = resnet.BasicBlock(
+    128, 96, 2, init="torch", dtype=jnp.float32, rngs=nnx.Rngs(0)
+  )
+  for kernel, fan in (
+    (block.conv1.kernel, 9 * 128),
+    (block.downsample[0].kernel, 128),
+  ):
+    values = np.asarray(kernel[...])
+    bound = 1 / np.sqrt(fan)
+    assert np.abs(values).max() <= bound
+    np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=0.02)
+
+
 def test_an_unknown_stem_or_start_is_an_error():
   with pytest.raises(ValueError, match="'tiny'"):
     resnet.RESNETS["resnet18"](stem="tiny", rngs=nnx.Rngs(0))

@@ -8,7 +8,10 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from benchmarks import reference
+from configs import odc_digits
+from odc_jax.config import check
 from odc_jax.errors import UserError
+from odc_jax.methods import METHODS
 from odc_jax.report import curves, history
 from tests.report import runs
 
@@ -96,6 +99,16 @@ def test_a_reference_is_found_for_its_config_whatever_the_seed(tmp_path):
   assert history.reference(other, folder) is None
   drawn = curves.draw(history.by_epoch(ours[0].lines), found, 5, 60)
   assert 'id="curve0-band"' in drawn[0].svg
+
+
+def test_the_shipped_reference_is_of_the_shipped_experiment():
+  config = check.resolve(odc_digits.get_config(), 1797, 1)
+  with config.unlocked():
+    config.method_name = METHODS["odc"].NAME
+  values = json.loads(config.to_json())
+  assert history.reference(values)["scalars"]
+  values["augment"]["rotation_interpolation"] = "nearest"
+  assert history.reference(values) is None
 
 
 def test_a_reference_is_made_of_like_runs_only(tmp_path):
