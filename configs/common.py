@@ -55,6 +55,8 @@ def evaluation(split: str, every_epochs: int | str) -> ConfigDict:
       "semi": {
         "num_epochs": 20,
         "batch_size": 256,
+        "image_size": 0,
+        "eval_resize": 0,
         "momentum": 0.9,
         "decay_epochs": (12, 16),
         "decay_rate": 0.2,
@@ -80,6 +82,9 @@ def linear(**values: Any) -> ConfigDict:
   """
   return ConfigDict(
     {
+      # In pixels, of a crop and of the short side before it; 0: as in training.
+      "image_size": 0,
+      "eval_resize": 0,
       "momentum": 0.9,
       "nesterov": False,
       # Of the schedule "step"; "cosine" and "inverse_sqrt" do not read them.
@@ -144,7 +149,9 @@ def reading(num_threads: int, prefetch: int = 16) -> dict[str, Any]:
     # features are standardised: none, video or video_unit.
     "mapping": "",
     "standardize": "none",
+    # Of images that are looked at whole, and of training crops.
     "interpolation": "bilinear",
+    "crop_interpolation": "bilinear",
     # Whether the images lie on the devices: auto, images or off.
     "resident": "auto",
     "num_threads": num_threads,

@@ -107,6 +107,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "sololearn":
     config.num_epochs = 1000
     config.data.crop_scale = (0.08, 1.0)
+    config.data.crop_interpolation = "bicubic"
     config.augment.update(
       {
         "brightness": 0.8,

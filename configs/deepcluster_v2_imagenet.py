@@ -11,8 +11,8 @@ facebookresearch/swav main_deepclusterv2.py and scripts/.
 Officially these 800 epochs give 75.2 % linear top-1; 400 epochs of two crops of
 160 and four of 96 pixels (:crops160) 74.3 %, measured on images of 224 pixels;
 400 epochs of two crops of 224 pixels alone (:two_views) 70.2 %. This
-implementation has not been run at that size yet. The evaluations of :crops160
-look at 160 pixels, so that they are lower than the official ones.
+implementation has not been run at that size yet. The probes of :crops160 look
+at 224 pixels too; kNN and what else has no official number, at 160.
 
 ImageNet has to be prepared once, as configs/odc_imagenet.py tells.
 """
@@ -145,6 +145,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.small_views = 4 if variant == "crops160" else 0
     if variant == "crops160":
       config.data.image_size, config.data.eval_resize = 160, 182
+      # eval_linear.py and eval_semisup.py, whatever the training had.
+      for probe in ("linear_sgd", "linear_stages", "semi"):
+        config.eval[probe].update({"image_size": 224, "eval_resize": 256})
   elif common.is_quick(variant, "crops160", "two_views"):
     common.shrink_imagenet(config)
     config.data.small_size = 32

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 32,
       **common.reading(num_threads=4),
+      "crop_interpolation": "bicubic",
     }
   )
   config.augment = ConfigDict(

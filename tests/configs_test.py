@@ -203,6 +203,7 @@ IN_VAIN = {
   "optimizer.decay_epochs",
   "data.crop_scale",
   "data.crop_ratio",
+  "data.crop_interpolation",
   "data.resident",
   # Of a schedule and of crops that an evaluator does not have; the others do.
   *(

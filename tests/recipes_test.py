@@ -17,7 +17,8 @@ from odc_jax.data import augment, loader
 from tests.configs_test import ROOT, load
 
 # What a view is made of: side, crop_scale, jitter_p, jitter (brightness,
-# contrast, saturation, hue), gray, blur, solarize, rotation.
+# contrast, saturation, hue), gray, blur, solarize, rotation; and how crops are
+# resized, bilinearly as torchvision does unasked.
 OFF = {
   "jitter_p": 0.0,
   "jitter": (0.0, 0.0, 0.0, 0.0),
@@ -25,6 +26,7 @@ OFF = {
   "blur": 0.0,
   "solarize": 0.0,
   "rotation": 0.0,
+  "interpolation": "bilinear",
 }
 WHOLE = {"side": 224, "crop_scale": (0.08, 1.0)}
 
@@ -76,9 +78,15 @@ CIFAR = {"side": 32, "crop_scale": (0.3, 1.0)}  # run_cifar10.sh
 ALONE = {**SWAV, **WHOLE}
 COKE_SMALL = {**SWAV, "side": 96, "crop_scale": (0.05, 0.6)}
 # MIRA, its first view.
-MIRA = {**FIRST, "crop_scale": (0.14, 1.0)}
-# solo-learn scripts/pretrain/cifar/augmentations/symmetric.yaml.
-SOLO = {**SWAV, "side": 32, "crop_scale": (0.08, 1.0)}
+MIRA = {**FIRST, "crop_scale": (0.14, 1.0), "interpolation": "bicubic"}
+# solo-learn scripts/pretrain/cifar/augmentations/symmetric.yaml, and
+# solo/data/pretrain_dataloader.py: CifarTransform.
+SOLO = {
+  **SWAV,
+  "side": 32,
+  "crop_scale": (0.08, 1.0),
+  "interpolation": "bicubic",
+}
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
   "odc_imagenet": [ODC],
@@ -147,6 +155,7 @@ def views_of(config):
       "blur": recipe.blur,
       "solarize": recipe.solarize,
       "rotation": recipe.rotation,
+      "interpolation": kind.interpolation,
     }
 
 
@@ -187,8 +196,9 @@ def test_each_view_is_jittered_by_its_own_strength():
   assert (most <= [1.4 + 1e-5] * 2 + [1.8 + 1e-5] * 6).all()
 
 
-# How ResNets start: self-label models/resnetv2.py; swav src/resnet50.py:221; torchvision's models in CoKe and
-# SeCu (nets/resnet_cifar.py:93); OpenSelfSup models/backbones/resnet.py.
+# How ResNets start: self-label models/resnetv2.py; swav src/resnet50.py:221;
+# torchvision's models in CoKe and SeCu (nets/resnet_cifar.py:93); OpenSelfSup
+# models/backbones/resnet.py.
 INITS = {
   "odc_imagenet": "fan_in",
   "odc_folder:scratch": "fan_in",
@@ -211,6 +221,17 @@ INITS = {
 @pytest.mark.parametrize("name", INITS)
 def test_networks_start_as_officially(name):
   assert experiment(name).model.init == INITS[name]
+
+
+@pytest.mark.parametrize(
+  "name",
+  # deepmind-research byol/utils/dataset.py and simclr data_util.py, by
+  # tf.image.resize; solo-learn solo/data/pretrain_dataloader.py.
+  ["byol_imagenet", "simclr_imagenet", "byol_cifar10", "simclr_cifar10"],
+)
+def test_crops_are_bicubic_where_they_are_officially(name):
+  config = experiment(name)
+  assert {x.interpolation for x in loader.crops(config.data)} == {"bicubic"}
 
 
 # Images that share BatchNorm statistics, 0 for all: --sync_bn of the scripts,

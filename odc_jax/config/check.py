@@ -10,6 +10,7 @@ from odc_jax.errors import UserError
 _ON_NAN = ("stop", "rollback")
 # Keys that name one of a few.
 _CHOICES = {
+  "data.crop_interpolation": ("bilinear", "bicubic"),
   "augment.rotation_interpolation": ("nearest", "bilinear"),
   **{
     f"eval.{section}.{key}": known

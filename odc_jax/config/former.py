@@ -91,6 +91,8 @@ def _sections(config: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
   batch_size = old.get("probe_batch_size", 256)
   # They cut and flipped as the training did.
   views = {
+    "image_size": 0,
+    "eval_resize": 0,
     "crop_scale": data.get("crop_scale", (0.08, 1.0)),
     "crop_ratio": data.get("crop_ratio", (3 / 4, 4 / 3)),
     "flip": 0.5 if augment.get("flip", 0.5) else 0.0,

@@ -24,6 +24,12 @@ _WHOLE = {
   "batch_size": (1, _MOST),
   **dict.fromkeys(("log_every", "keep_checkpoints"), (1, _MOST)),
   **dict.fromkeys(("image_size", "eval_resize", "small_size"), (1, 16_384)),
+  # 0: the size of the training.
+  **{
+    f"eval.{section}.{key}": (0, 16_384)
+    for section in ("linear_sgd", "linear_stages", "semi")
+    for key in ("image_size", "eval_resize")
+  },
   **dict.fromkeys(("num_threads", "num_workers"), (0, 1_024)),
   **dict.fromkeys(("prefetch", "views"), (1, 10_000)),
   "small_views": (0, 10_000),
@@ -79,7 +85,7 @@ _SERIES = (
 _PAIRS = ("crop_scale", "small_crop_scale", "crop_ratio", "blur_sigma")
 _TEXTS = (
   *("method", "on_nan", "source", "images", "split", "sampling"),
-  *("interpolation", "mapping", "standardize"),
+  *("interpolation", "crop_interpolation", "mapping", "standardize"),
   *("resident", "on_error", "name", "stem", "dtype", "weights", "train"),
   *("neck", "schedule", "memory_dtype", "kmeans_init"),
 )
@@ -122,10 +128,10 @@ def _check_plain(name: str, value: Any, item: Any) -> None:
 
 
 def _check_kind(name: str, key: str, value: Any) -> None:
-  if key in _WHOLE:
+  if whole := _WHOLE.get(name) or _WHOLE.get(key):
     if not _is_number(value) or value != int(value):
       raise UserError(f"{name}={value!r} is no whole number: --config.{name}")
-    _check_range(name, value, (value,), _WHOLE[key])
+    _check_range(name, value, (value,), whole)
   elif limits := _NUMBER.get(name) or _NUMBER.get(key):
     # In every view the same, or one for each.
     several = list(_each(value)) if name.startswith("augment.") else [value]

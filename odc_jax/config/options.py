@@ -21,6 +21,8 @@ Values = Mapping[str, Any]
 _LINEAR = (
   "num_epochs",
   "batch_size",
+  "image_size",
+  "eval_resize",
   "learning_rate",
   "momentum",
   "nesterov",
@@ -39,6 +41,8 @@ _LINEAR = (
 _SEMI = (
   "num_epochs",
   "batch_size",
+  "image_size",
+  "eval_resize",
   "momentum",
   "decay_epochs",
   "decay_rate",
@@ -61,6 +65,7 @@ _SECTIONS = {
     "image_size",
     "crop_scale",
     "crop_ratio",
+    "crop_interpolation",
     "eval_resize",
     "interpolation",
     "resident",
@@ -172,12 +177,18 @@ _ADDED = ("num_examples", "method_name")
 _DEFAULTS = {
   "extra_clusters": (),
   "eval.attributes": "",
+  **{
+    f"eval.{section}.{key}": 0
+    for section in ("linear_sgd", "linear_stages", "semi")
+    for key in ("image_size", "eval_resize")
+  },
   "data.images": "",
   "data.mapping": "",
   "data.standardize": "none",
   "data.small_views": 0,
   "data.resident": "off",
   "data.interpolation": "bilinear",
+  "data.crop_interpolation": "bilinear",
   "augment.rotation_interpolation": "nearest",
   "model.init": "fan_in",
   "model.bn_group_size": 0,
@@ -397,7 +408,7 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
       yield f"data.{key}", "data.source"
   if values["model.train"] == "head":
     # Images pass the backbone once, by their centres.
-    for key in ("crop_scale", "crop_ratio", "resident"):
+    for key in ("crop_scale", "crop_ratio", "crop_interpolation", "resident"):
       yield f"data.{key}", "model.train"
     for key in _SECTIONS["augment"]:
       if key not in ("mean", "std", "sobel"):

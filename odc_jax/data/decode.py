@@ -40,12 +40,14 @@ class Crop(NamedTuple):
     scale: least and greatest share of the image's area.
     ratio: least and greatest width / height.
     views: how many of them to cut out of every image.
+    interpolation: one of `INTERPOLATIONS`.
   """
 
   size: int
   scale: tuple[float, float]
   ratio: tuple[float, float]
   views: int = 1
+  interpolation: str = "bilinear"
 
 
 def decode(image: AnyImage, long_side: int | None = None) -> Image.Image:
@@ -116,7 +118,7 @@ def random_resized_crops(
   for crop, box in zip(views, boxes, strict=True):
     box = _scaled_box(decoded, found, box)
     resized = decoded.resize(
-      (crop.size, crop.size), Image.Resampling.BILINEAR, box=box
+      (crop.size, crop.size), INTERPOLATIONS[crop.interpolation], box=box
     )
     pixels.append(np.asarray(resized))
   firsts = np.cumsum([0, *(crop.views for crop in crops)])

@@ -97,7 +97,8 @@ def _drawn_to_train(
     else:
       sizes = data.sizes[index]
       drawn = boxes.random_boxes(seed, step, rows, sizes, crops)
-      image = _cuts(data, sizes, drawn, [crop.size for crop in crops])
+      sides = [crop.size for crop in crops]
+      image = _cuts(data, sizes, drawn, sides, crops[0].interpolation)
     return {
       "image": image,
       "index": index,

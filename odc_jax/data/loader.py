@@ -191,9 +191,9 @@ def crops(config: Any) -> list[Crop]:
 
   Args:
     config: section with `image_size`, `crop_scale`, `crop_ratio` (the whole
-      image if left out) and, where there is more than one view, `views`; with
-      small ones besides (multi-crop), `small_views`, `small_size` and
-      `small_crop_scale`.
+      image if left out), perhaps `crop_interpolation` (bilinear if left out)
+      and, where there is more than one view, `views`; with small ones besides
+      (multi-crop), `small_views`, `small_size` and `small_crop_scale`.
 
   Returns:
     The kinds of crops, large ones first.
@@ -204,11 +204,16 @@ def crops(config: Any) -> list[Crop]:
   # backbone sees them once, by their centres.
   scale = config.get("crop_scale", (1.0, 1.0))
   ratio = config.get("crop_ratio", (1.0, 1.0))
-  kinds = [Crop(config.image_size, scale, ratio, config.get("views", 1))]
+  how = config.get("crop_interpolation", "bilinear")
+  kinds = [Crop(config.image_size, scale, ratio, config.get("views", 1), how)]
   if config.get("small_views", 0):
     kinds.append(
       Crop(
-        config.small_size, config.small_crop_scale, ratio, config.small_views
+        config.small_size,
+        config.small_crop_scale,
+        ratio,
+        config.small_views,
+        how,
       )
     )
   return kinds

@@ -331,14 +331,17 @@ def _protocol(config: Config, evaluator: str) -> dict[str, Any]:
   As JSON has it. What their names say of it is here too.
   """
   values = json.loads(config.to_json())
+  settings = values["eval"].get(evaluator, {})
   protocol = {
     "evaluator": evaluator,
-    "settings": values["eval"].get(evaluator, {}),
+    "settings": settings,
     "source": values["data"]["source"],
     "split": values["data"]["split"],
     "test_split": values["eval"]["split"],
-    "image_size": values["data"]["image_size"],
-    "eval_resize": values["data"]["eval_resize"],
+    **{
+      key: settings.get(key) or values["data"][key]
+      for key in ("image_size", "eval_resize")
+    },
     "interpolation": values["data"].get("interpolation", "bilinear"),
     "weights": values["model"]["weights"],
     "seed": values["seed"],

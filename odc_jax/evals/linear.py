@@ -78,6 +78,7 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
     subject: Reads the section `config.eval.linear_sgd`; see `probe`.
   """
   section = subject.config.eval.linear_sgd
+  subject = probe.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return
@@ -121,6 +122,7 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
     subject: Reads the section `config.eval.linear_stages`; see `probe`.
   """
   section = subject.config.eval.linear_stages
+  subject = probe.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return

@@ -56,6 +56,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
       a name that several have.
   """
   section = subject.config.eval.semi
+  subject = probe.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return

@@ -41,6 +41,15 @@ def random_resized_crop(image, size, scale, ratio, rng):
   return crops[0]
 
 
+@pytest.mark.parametrize("interpolation", lib.INTERPOLATIONS)
+def test_crops_are_resized_as_they_say(interpolation):
+  image = Image.fromarray(rng().integers(0, 256, (30, 30, 3), np.uint8))
+  whole = lib.Crop(12, (1.0, 1.0), (1.0, 1.0), 1, interpolation)
+  ((crop,),) = lib.random_resized_crops(image, [whole], [rng()])
+  expected = image.resize((12, 12), lib.INTERPOLATIONS[interpolation])
+  np.testing.assert_array_equal(crop, expected)
+
+
 def test_grey_becomes_three_equal_channels():
   grey = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
   for kind in "PNG", "BMP", "TIFF":

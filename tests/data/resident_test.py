@@ -172,13 +172,16 @@ def assert_nearly_same(ours, theirs):
   assert np.mean(difference > 0) < 0.1
 
 
-@pytest.mark.parametrize("sampling", ["permutation", "replacement"])
-def test_batches_are_the_loaders(source, mesh, sampling):
+@pytest.mark.parametrize(
+  ("sampling", "interpolation"),
+  [("permutation", "bilinear"), ("replacement", "bicubic")],
+)
+def test_batches_are_the_loaders(source, mesh, sampling, interpolation):
   """The order, the boxes, and the crops but for a level of 255."""
   images, _ = read(source, mesh)
   options = {
     "batch_size": 24,
-    "crops": CROPS,
+    "crops": [x._replace(interpolation=interpolation) for x in CROPS],
     "seed": 5 + (1 << 32),
     "start_step": 1,
   }

@@ -24,12 +24,15 @@ from configs import (
 from odc_jax.config import check, former, options, store
 from odc_jax.data import fixed_crops
 from odc_jax.errors import UserError
-from odc_jax.evals import evaluate, probe
+from odc_jax.evals import evaluate, linear, probe, semi
+from odc_jax.evals.inputs import Subject
 from odc_jax.logs import scalars
 from odc_jax.methods import METHODS
 
 # torchvision's RandomResizedCrop(224), flips, and a centre crop.
 PLAIN = {
+  "image_size": 0,
+  "eval_resize": 0,
   "momentum": 0.9,
   "nesterov": False,
   "train_crops": "resized",
@@ -131,6 +134,49 @@ DEEPCLUSTER_ALEXNET = {
 def test_probes_are_the_papers(module, variant, section, official):
   found = module.get_config(variant).eval[section].to_dict()
   assert {key: found[key] for key in official} == official
+
+
+class LookedError(Exception):
+  """The sizes of the images that an evaluator would learn from."""
+
+
+@pytest.mark.parametrize(
+  ("module", "variant", "sizes"),
+  [
+    # swav eval_linear.py and eval_semisup.py look at 224 pixels of 256.
+    (deepcluster_v2_imagenet, "crops160", (224, 256)),
+    (deepcluster_v2_imagenet, "quick", (64, 73)),
+  ],
+)
+@pytest.mark.parametrize(
+  ("room", "evaluator", "parts"),
+  [
+    (linear, "last_sgd", "_last"),
+    (linear, "stages_sgd", "_stages"),
+    (semi, "evaluate", "classifier"),
+  ],
+)
+def test_probes_look_at_the_official_size(
+  module, variant, sizes, room, evaluator, parts, monkeypatch
+):
+  def trainer(subject, learner, recipe):
+    raise LookedError(subject.config.data.image_size, *learner)
+
+  def made(subject, *_):
+    return (subject.config.data.eval_resize,), None, None
+
+  monkeypatch.setattr(probe, "num_classes", lambda _: 1000)
+  monkeypatch.setattr(probe, "scorer", lambda *_: None)
+  monkeypatch.setattr(probe, "trainer", trainer)
+  monkeypatch.setattr(room, parts, made)
+  monkeypatch.setattr(semi, "_drawn", lambda *_: None)
+  config = module.get_config(variant)
+  own = config.data.to_dict()
+  subject = Subject(config, *[None] * 9)
+  with pytest.raises(LookedError) as looked:
+    list(getattr(room, evaluator)(subject))
+  assert looked.value.args == sizes
+  assert config.data.to_dict() == own
 
 
 def test_few_labels_are_the_papers():
