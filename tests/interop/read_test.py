@@ -82,3 +82,57 @@ def test_damaged_files_are_read_or_refused(data, tmp_path_factory):
     assert "\n" not in found
   else:
     assert all(isinstance(array, np.ndarray) for array in found)
+
+
+# What a header may say of an array; the first of each is sound.
+ODD = st.one_of(
+  st.integers(-2, 64), st.sampled_from([2**31, 2**63, 2**64, None, "1", 0.5])
+)
+DTYPES = ["F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "C64"]
+ENTRIES = st.fixed_dictionaries(
+  {
+    "dtype": st.sampled_from([*DTYPES, "F4", "I4", "f32", "", 7, None]),
+    "shape": st.one_of(st.lists(ODD, max_size=3), ODD),
+    "data_offsets": st.one_of(st.lists(ODD, min_size=2, max_size=2), ODD),
+  }
+)
+SOUND = st.integers(0, 6).map(
+  lambda n: {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}
+)
+HEADERS = st.dictionaries(
+  st.sampled_from(["a", "b.weight", "", "__metadata__", "a\nb", "\ud800"]),
+  st.one_of(SOUND, ENTRIES, st.sampled_from([{}, [], None, {"format": 3}])),
+  max_size=3,
+)
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(header=HEADERS, lie=st.sampled_from([0] * 6 + [-1, 1, 2**40, 2**63]))
+def test_odd_headers_are_read_or_refused(header, lie, tmp_path_factory):
+  text = json.dumps(header).encode()
+  length = max(0, len(text) + lie).to_bytes(8, "little")
+  size = max(
+    [
+      entry["data_offsets"][1]
+      for entry in header.values()
+      if isinstance(entry, dict)
+      and isinstance(entry.get("data_offsets"), list)
+      and isinstance(entry["data_offsets"][1], int)
+      and 0 < entry["data_offsets"][1] < 100
+    ],
+    default=0,
+  )
+  path = tmp_path_factory.getbasetemp() / "odd.safetensors"
+  path.write_bytes(length + text + bytes(size))
+  assert_read_or_refused(path)
+
+
+def assert_read_or_refused(path):
+  try:
+    found, said = read(path), ""
+  except UserError as error:
+    found, said = {}, str(error)
+  assert "\n" not in said
+  for array in found.values():
+    assert isinstance(array, np.ndarray)
+    array.sum()  # which looks at all of it

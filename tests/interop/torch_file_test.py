@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from odc_jax import UserError
 from odc_jax.interop.read import read
 from tests.interop.pickles import (
+  FLOATS,
   REBUILD,
   Call,
   Global,
@@ -26,6 +27,7 @@ from tests.interop.pickles import (
   write_old,
   write_zip,
 )
+from tests.interop.read_test import assert_read_or_refused
 
 # Written by PyTorch 2.13, one content in both formats.
 FILES = pathlib.Path(__file__).parent / "files"
@@ -527,3 +529,52 @@ def test_damaged_files_are_read_or_refused(
     assert "\n" not in found
   else:
     assert all(isinstance(array, np.ndarray) for array in found)
+
+
+WHOLE = st.one_of(
+  st.integers(-2, 8), st.sampled_from([2**31, 2**62, 2**70, None, "1", 0.5])
+)
+TUPLES = st.one_of(st.lists(WHOLE, max_size=3).map(tuple), WHOLE)
+KINDS = st.sampled_from(
+  [
+    Global("torch", f"{name}Storage")
+    for name in ("Float", "Half", "BFloat16", "Bool", "Untyped", "QInt8", "")
+  ]
+  + [Global("torch.storage", "UntypedStorage"), Global("os", "system"), 7]
+)
+KEYS = st.sampled_from(["0", "1", 0, None, "../0", "", "0/", "\x00"])
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(data=st.data())
+def test_odd_storages_are_read_or_refused(writer, data, tmp_path_factory):
+  """Of a sound tensor one part or several are something else."""
+
+  def either(sound, odd, what):
+    odds = st.integers(0, 3).flatmap(
+      lambda n: odd if n == 0 else st.just(sound)
+    )
+    return data.draw(odds, what)
+
+  stored = Persistent(
+    (
+      either("storage", st.sampled_from(["module", None]), "tag"),
+      either(FLOATS, KINDS, "kind"),
+      either("0", KEYS, "key"),
+      either("cpu", st.sampled_from(["cuda:7", "meta", None, 3]), "place"),
+      either(6, WHOLE, "count"),
+    )
+  )
+  parts = (
+    either(stored, st.sampled_from([None, 3, "0", ("storage",)]), "storage"),
+    either(0, WHOLE, "start"),
+    either((2, 3), TUPLES, "shape"),
+    either((3, 1), TUPLES, "strides"),
+    *either((False, {}), st.sampled_from([(), (1,), (True, None, {})]), "rest"),
+  )
+  content = {"a": Call(REBUILD, parts), "b": tensor()}
+  stored_bytes = either(SIX, st.binary(max_size=40), "bytes")
+  path = tmp_path_factory.getbasetemp() / f"odd_{writer}.pth"
+  WRITERS[writer](path, content, {"0": stored_bytes})
+  assert_read_or_refused(path)
