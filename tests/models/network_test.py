@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 from odc_jax import UserError
+from odc_jax import mesh as mesh_lib
 from odc_jax.models import backbone as backbone_lib
 from odc_jax.models import heads, network, norm
+from odc_jax.models.functional import functional
 
 
 def model_config(**changes):
@@ -225,6 +227,31 @@ def test_groups_of_images_share_statistics(views_together):
   assert np.abs(whole[0].embeddings - found[0].embeddings).max() > 0.1
   for size in (4, 512):
     jax.tree.map(np.testing.assert_array_equal, run(images, size), whole)
+
+
+@pytest.mark.slow
+def test_groups_are_the_same_on_one_and_eight_devices():
+  """Of 16 images, two on each of eight devices, in groups of four."""
+  config = model_config(bn_group_size=4, dropout=0.0)
+  images = np.random.default_rng(0).normal(size=(16, 1, 8, 8, 3))
+  found = []
+  for devices in (1, 8):
+    mesh = mesh_lib.make_mesh(devices)
+    model = functional(lambda rngs: network.build(config, 10, rngs))
+
+    def loss(params, stats, images, apply=model.apply):
+      (outputs,), stats = apply(
+        params, stats, (images,), jax.random.key(1), True
+      )
+      return jnp.sum(jnp.sin(outputs.logits[0])), stats
+
+    with jax.set_mesh(mesh):
+      rows = jax.device_put(np.float32(images), mesh_lib.rows(mesh))
+      step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+      found.append(jax.device_get(step(*model.init(jax.random.key(0)), rows)))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *found
+  )
 
 
 def test_a_neck_with_groups_of_its_own_keeps_them():
