@@ -5,8 +5,9 @@
 A yardstick: a method without clusters. Those that it hands over are k-means of
 its embeddings. A ResNet-18, a quarter as wide as usual, and SGD for LARS.
 
-With seed 0: kNN 0.884; the random network has 0.911, so that this run teaches
-nothing that a kNN would see. docs/methods.md says more.
+With seed 0: kNN 0.922, NMI with the labels 0.673, in 219 CPU seconds; the
+random network has a kNN of 0.911. The values are ours; docs/methods.md says why
+the target network follows so fast here, and what else was tried.
 """
 
 from ml_collections import ConfigDict
@@ -74,8 +75,9 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.byol = ConfigDict(
     {
-      # Officially 0.99 and more, which looks back over 100 steps and more.
-      "teacher_decay": 0.97,
+      # Looks back over 5 of the 1,260 steps; officially over 33 of 12,500 to
+      # 250 of 312,000. With 0.97 the kNN ends at 0.884.
+      "teacher_decay": 0.8,
     }
   )
   config.optimizer = ConfigDict(

@@ -2,8 +2,11 @@
 
   python run.py --config=configs/mira_digits.py
 
-A ResNet-18, a quarter as wide as usual, 30 prototypes and two views. This has
-not been run to its end yet.
+A ResNet-18, a quarter as wide as usual, 30 prototypes and two views.
+
+With seed 0: kNN 0.878, NMI with the labels 0.357, in 202 CPU seconds; the
+random network has a kNN of 0.911, so that this run teaches nothing that a kNN
+would see. docs/methods.md says more.
 """
 
 from ml_collections import ConfigDict
