@@ -79,6 +79,8 @@ ALONE = {**SWAV, **WHOLE}
 COKE_SMALL = {**SWAV, "side": 96, "crop_scale": (0.05, 0.6)}
 # MIRA, its first view.
 MIRA = {**FIRST, "crop_scale": (0.14, 1.0), "interpolation": "bicubic"}
+# CARP modules/view_generator.py, its first view.
+CARP = {**FIRST, "crop_scale": (0.2, 1.0)}
 # solo-learn scripts/pretrain/cifar/augmentations/symmetric.yaml, and
 # solo/data/pretrain_dataloader.py: CifarTransform.
 SOLO = {
@@ -111,6 +113,8 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
   "secu_cifar10": [{**FIRST, **CIFAR}, {**SECOND, **CIFAR}],
   "mira_imagenet": [MIRA, MIRA | {"blur": 0.1, "solarize": 0.2}]
   + [MIRA | {"side": 96, "crop_scale": (0.05, 0.14), "blur": 0.5}] * 6,
+  "carp_imagenet": [CARP, CARP | {"blur": 0.1, "solarize": 0.2}]
+  + [CARP | {"side": 96, "crop_scale": (0.05, 0.2), "blur": 0.5}] * 6,
   "swav_cifar10:sololearn": [SOLO] * 2,
   "deepcluster_v2_cifar10:sololearn": [SOLO] * 2,
 }
@@ -211,6 +215,7 @@ INITS = {
   "secu_imagenet": "fan_out",
   "secu_cifar10": "fan_out",
   "mira_imagenet": "fan_out",
+  "carp_imagenet": "fan_out",
   "simclr_cifar10": "fan_out",
   "byol_cifar10": "fan_out",
   "swav_cifar10:sololearn": "fan_out",

@@ -236,6 +236,7 @@ _NECKS = {
   "mlp2_no_bias": ("neck_hidden", "embedding_dim"),
   "mlp2_no_norm": ("neck_hidden", "embedding_dim"),
   "mlp3_bias_last": ("neck_hidden", "embedding_dim"),
+  "mlp3_gelu": ("neck_hidden", "embedding_dim"),
   "mlp3": ("neck_hidden", "embedding_dim"),
   "fc": ("neck_hidden", "embedding_dim", "dropout"),
 }

@@ -38,6 +38,10 @@ def _linear() -> dict[str, str]:
 SCALARS = {
   "train/loss": "the loss that is minimised",
   "train/cluster_accuracy": "batch images classified as their cluster",
+  "train/consistency": "minus the logarithm of how alike two views of an image "
+  "are assigned",
+  "train/unevenness": "how far the mean assignment of the batch is from using "
+  "all prototypes alike: divergence in nats",
   "train/contrast_accuracy": "views of the batch whose most similar other view "
   "is of the same image",
   "train/center_loss": "the part of the loss that the centres learn from",

@@ -7,6 +7,7 @@ and its configs.
 
 from odc_jax.methods import (
   byol,
+  carp,
   coke,
   deepcluster,
   deepcluster_v2,
@@ -36,5 +37,6 @@ METHODS: dict[str, Method] = {
     simclr,
     byol,
     mira,
+    carp,
   )
 }

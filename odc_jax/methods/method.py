@@ -54,6 +54,8 @@ class Teacher:
     lacks: Parts that it has no need of, and does not hold.
     statistics: Whether it has running statistics of its own, which its own
       batches move; else it goes by the student's.
+    present: config -> whether there is one at all; else it is as if the method
+      had none, and `views` are the outputs of the one network.
   """
 
   decay: Callable[..., Any]
@@ -62,6 +64,7 @@ class Teacher:
   copied: tuple[str, ...] = ()
   lacks: tuple[str, ...] = ()
   statistics: bool = True
+  present: Callable[..., bool] = lambda config: True
 
 
 def evaluates_teacher(config: Any) -> bool:

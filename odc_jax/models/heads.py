@@ -114,16 +114,16 @@ class Standardized(nnx.Module):
 
 
 class Projection(nnx.Module):
-  """Linear layers with BatchNorm and ReLU between them.
+  """Linear layers with BatchNorm and ReLU, or GELU, between them.
 
   The projection of SwAV (`mlp2`), that of CoKe and SeCu on ImageNet (`mlp3`),
   and the predictor of the latter two; without the last bias those of BYOL,
-  without the others (`mlp3_bias_last`) MIRA's, and
-  without BatchNorm solo-learn's projection of SimCLR.
+  without the others MIRA's (`mlp3_bias_last`), with GELU CARP's (`mlp3_gelu`),
+  and without BatchNorm solo-learn's projection of SimCLR.
 
   Source: SwAV src/resnet50.py: projection_head; SeCu secu/builder.py,
   secu/builder_imagenet.py; BYOL utils/networks.py: MLP; solo-learn
-  methods/simclr.py.
+  methods/simclr.py; CARP modules/carp_head.py.
   """
 
   def __init__(
@@ -134,6 +134,7 @@ class Projection(nnx.Module):
     norm_last: bool = False,
     bias_hidden: bool = True,
     bias_last: bool = True,
+    gelu: bool = False,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -145,11 +146,17 @@ class Projection(nnx.Module):
       norm_last: whether one follows the last layer too.
       bias_hidden: whether the hidden layers have biases.
       bias_last: whether the last layer has one.
+      gelu: whether the hidden layers end in a GELU, the exact one, in place of
+        a ReLU; the weights then start as CARP's and DINO's, N(0, 0.02^2).
       dtype: what the layers compute in; parameters are float32.
       rngs: source of the initial weights.
     """
     # torch's default: uniform within 1 / sqrt(fan_in).
     init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    if gelu:
+      # Officially cut off at 2, which is a hundred deviations.
+      init = nnx.initializers.normal(0.02)
+    self.gelu = gelu
     self.layers = nnx.List(
       [
         nnx.Linear(
@@ -184,7 +191,7 @@ class Projection(nnx.Module):
       if i < len(self.norms):
         x = self.norms[i](x)
       if i < len(self.layers) - 1:
-        x = jax.nn.relu(x)
+        x = jax.nn.gelu(x, approximate=False) if self.gelu else jax.nn.relu(x)
     return x.astype(jnp.float32)
 
 
@@ -340,19 +347,11 @@ class UnitPrototypes(Prototypes):
 
   def __call__(self, x: Float[Array, "b d"]) -> tuple[Array, ...]:
     """Returns the logits, float32: [b, d] -> [b, k] for each clustering."""
-    return tuple(
-      jnp.matmul(x.astype(self.dtype), vectors.T.astype(self.dtype)).astype(
-        jnp.float32
-      )
-      for vectors in self.prototypes()
-    )
+    return tuple(_scores(x, unit.T, self.dtype) for unit in self.prototypes())
 
   def prototypes(self) -> tuple[Array, ...]:
     """Returns the unit vectors, [k, d] for each clustering."""
-    return tuple(
-      (kernel[...] / jnp.linalg.norm(kernel[...], axis=0, keepdims=True)).T
-      for kernel in self.kernels
-    )
+    return _unit_rows(self.kernels)
 
 
 class Centers(nnx.Module):
@@ -389,10 +388,7 @@ class Centers(nnx.Module):
 
   def prototypes(self) -> tuple[Array, ...]:
     """Returns the unit vectors, [k, d] for each clustering."""
-    return tuple(
-      (kernel[...] / jnp.linalg.norm(kernel[...], axis=0, keepdims=True)).T
-      for kernel in self.kernels
-    )
+    return _unit_rows(self.kernels)
 
 
 class LinearHead(nnx.Module):
@@ -431,6 +427,14 @@ class LinearHead(nnx.Module):
     fc: Any = self.fc
     logits = _scores(x, fc.kernel[...], fc.dtype or jnp.float32)
     return logits + fc.bias[...][None]
+
+
+def _unit_rows(kernels: Any) -> tuple[Array, ...]:
+  """Returns the columns of matrices at unit length: [d, k] -> [k, d] each."""
+  return tuple(
+    (kernel[...] / jnp.linalg.norm(kernel[...], axis=0, keepdims=True)).T
+    for kernel in kernels
+  )
 
 
 def _scores(x: Array, kernel: Array, dtype: Any) -> Array:

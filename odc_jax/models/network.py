@@ -242,9 +242,9 @@ def build(
     num_clusters: outputs of the head, k, of every clustering.
     rngs: source of the initial weights.
     in_channels: channels of the images; 2 behind a Sobel filter.
-    head: one of `HEADS`, as the method wants it. All but "linear" and
-      "clusterers" see unit embeddings. The latter reads `head_layers`,
-      `head_hidden` and `head_bottleneck`.
+    head: one of `HEADS`, as the method wants it. All but those of `ANY_LENGTH`
+      see unit embeddings. "clusterers" reads `head_layers`, `head_hidden` and
+      `head_bottleneck`.
     views_together: as for `Network`.
 
   Returns:
@@ -278,7 +278,7 @@ def build(
     neck,
     make_head(section, size, num_clusters, dtype, rngs),
     predictor,
-    unit=head not in ("linear", "clusterers"),
+    unit=head not in ANY_LENGTH,
     views_together=views_together,
     bn_group_size=section.get("bn_group_size", 0),
   )
@@ -333,6 +333,8 @@ NECKS: dict[str, Callable[..., Any]] = {
   "mlp2_no_bias": functools.partial(_mlp, num_hidden=1, bias_last=False),
   # MIRA's.
   "mlp3_bias_last": functools.partial(_mlp, num_hidden=2, bias_hidden=False),
+  # CARP's.
+  "mlp3_gelu": functools.partial(_mlp, num_hidden=2, gelu=True),
   "mlp2_no_norm": functools.partial(_mlp, num_hidden=1, norm_hidden=False),
   "mlp3": functools.partial(_mlp, num_hidden=2, norm_last=True),
   "fc": _fully_connected,
@@ -382,12 +384,18 @@ HEADS: dict[str, Callable[..., Any]] = {
   "unit_prototypes": lambda _, size, ks, dtype, rngs: heads.UnitPrototypes(
     size, ks, dtype=dtype, rngs=rngs
   ),
+  # The same, of embeddings as the neck gives them.
+  "directions": lambda _, size, ks, dtype, rngs: heads.UnitPrototypes(
+    size, ks, dtype=dtype, rngs=rngs
+  ),
   "centers": lambda _, size, ks, dtype, rngs: heads.Centers(
     size, ks, rngs=rngs
   ),
   "clusterers": _clusterers,
   "none": lambda *_: None,
 }
+# Those that see embeddings of any length.
+ANY_LENGTH = ("linear", "clusterers", "directions")
 
 
 def build_classifier(

@@ -173,7 +173,8 @@ def _network(config, method) -> Functional:
 def _evaluated(config, method):
   """Returns `evaluated` and `evaluated_parts` of `Program`."""
   parts = ("params", "batch_stats")
-  if method.teacher is not None and method.teacher.evaluated(config):
+  teacher = method.teacher
+  if teacher and teacher.present(config) and teacher.evaluated(config):
     return state_lib.taught, (*parts, "teacher", "teacher_stats")
   return lambda state: (state.params, state.batch_stats), parts
 

@@ -361,6 +361,7 @@ def start(run: Run, rollbacks: int) -> tuple[TrainState, Features | None, bool]:
     # It starts as a copy of the weights that were given.
     follow = functools.partial(
       state_lib.with_copied_teacher,
+      config=run.config,
       method=run.method,
       frozen=FROZEN[check.training(run.config)],
     )

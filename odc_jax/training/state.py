@@ -65,16 +65,20 @@ def taught(state: TrainState) -> tuple[Any, Any]:
 
 
 def with_copied_teacher(
-  state: TrainState, method: Any, frozen: Collection[str] = ()
+  state: TrainState,
+  config: Config,
+  method: Any,
+  frozen: Collection[str] = (),
 ) -> TrainState:
   """Returns the state with a teacher that is a copy, if the method has one.
 
   Args:
     state: Whose network is copied.
+    config: The experiment, which says whether there is to be one.
     method: One of `METHODS`.
     frozen: Parts of the network that no step changes.
   """
-  if method.teacher is None:
+  if method.teacher is None or not method.teacher.present(config):
     return state
   without = (*frozen, *method.teacher.lacks)
   copied = jax.tree.map(
@@ -130,7 +134,7 @@ def init_function(
       key=train_key,
       restarts=jnp.int32(0),
     )
-    return with_copied_teacher(state, method, frozen)
+    return with_copied_teacher(state, config, method, frozen)
 
   return init
 

@@ -124,7 +124,7 @@ def make_step(
 def _with_teacher(config, method, state, student, when):
   """Returns the state, its teacher moved if this is when it moves."""
   teacher = method.teacher
-  if teacher is None or teacher.moves != when:
+  if state.teacher is None or teacher.moves != when:
     return state
   m = teacher.decay(config, state.step)
 

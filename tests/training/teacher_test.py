@@ -111,17 +111,25 @@ def test_what_is_copied_and_whose_statistics():
 def test_a_frozen_part_has_no_teacher():
   state = step_of(moves="after")[1]
   method = Method("", *[lambda *_: None] * 4)
-  assert state_lib.with_copied_teacher(state, method) is state
+  config = ConfigDict({"with": True})
+  assert state_lib.with_copied_teacher(state, config, method) is state
   method = Method(
     "",
     *[lambda *_: None] * 4,
-    teacher=Teacher(lambda *_: 0.5, "after", lambda _: False),
+    teacher=Teacher(
+      lambda *_: 0.5,
+      "after",
+      lambda _: False,
+      present=lambda config: config["with"],
+    ),
   )
-  found = state_lib.with_copied_teacher(state, method, ("body",))
+  found = state_lib.with_copied_teacher(state, config, method, ("body",))
   assert set(found.teacher) == {"head", "predictor"}
   assert found.teacher_stats == {}
   moved = jax.tree.map(jnp.shape, found.teacher)
   assert moved == {"head": (), "predictor": ()}
+  config["with"] = False
+  assert state_lib.with_copied_teacher(state, config, method) is state
 
 
 def test_the_network_that_is_asked_for():
