@@ -34,6 +34,18 @@ DEPTHS = {
 NECKS = {
   "nonlinear": ("fc0", "bn0", "relu", "fc1", "relu"),
   "mlp2": ("layers.0", "norms.0", "relu", "layers.1"),
+  "mlp2_no_bias": ("layers.0", "norms.0", "relu", "layers.1"),
+  "mlp2_no_norm": ("layers.0", "relu", "layers.1"),
+  "mlp3_bias_last": (
+    *("layers.0", "norms.0", "relu"),
+    *("layers.1", "norms.1", "relu"),
+    "layers.2",
+  ),
+  "mlp3_gelu": (
+    *("layers.0", "norms.0", "gelu"),
+    *("layers.1", "norms.1", "gelu"),
+    "layers.2",
+  ),
   "mlp3": (
     *("layers.0", "norms.0", "relu"),
     *("layers.1", "norms.1", "relu"),
@@ -43,7 +55,7 @@ NECKS = {
   "standardized": ("norms.0",),
   "none": (),
 }
-ACTIVATIONS = {"relu": nn.ReLU, "flatten": nn.Flatten}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "flatten": nn.Flatten}
 
 
 def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -141,7 +153,7 @@ def neck(kind: str, arrays: Arrays) -> nn.Sequential:
       layer = nn.BatchNorm1d(len(own["running_mean"]), affine="weight" in own)
     else:
       out, size = own["weight"].shape
-      layer = nn.Linear(size, out)
+      layer = nn.Linear(size, out, bias="bias" in own)
     layer.load_state_dict(own)
     made.append(layer)
   return made
@@ -206,11 +218,12 @@ class Model(nn.Module):
   def embed(self, images: torch.Tensor) -> torch.Tensor:
     """Returns embeddings, [n, d].
 
-    Unit ones, but in front of a linear head and of heads that vote.
+    Unit ones, but in front of a linear head, of directions, and of heads that
+    vote.
     """
     whole = self.neck_kind == "fc"
     x = self.neck(self.last(images) if whole else self(images))
-    plain = self.head in ("linear", "clusterers")
+    plain = self.head in ("linear", "clusterers", "directions")
     return x if plain else nn.functional.normalize(x)
 
   def scores(self, images: torch.Tensor) -> torch.Tensor:
@@ -220,7 +233,7 @@ class Model(nn.Module):
       return self.voters(x)
     if weight is None:
       raise ValueError("the method of this run has no head: compare embeddings")
-    if self.head == "centers":
+    if self.head in ("centers", "unit_prototypes", "directions"):
       weight = nn.functional.normalize(weight)
     if self.neck_kind == "fc":  # whose last ReLU is behind the embeddings
       x = x.relu()

@@ -206,7 +206,15 @@ def test_what_the_card_says_works(torch, tmp_path, monkeypatch, model):
 
 @pytest.mark.parametrize(
   ("neck", "head"),
-  [("mlp2", "prototypes"), ("mlp3", "centers"), ("none", "linear")],
+  [
+    ("mlp2", "prototypes"),
+    ("mlp2_no_bias", "linear"),
+    ("mlp2_no_norm", "prototypes"),
+    ("mlp3", "centers"),
+    ("mlp3_bias_last", "unit_prototypes"),
+    ("mlp3_gelu", "directions"),
+    ("none", "linear"),
+  ],
 )
 def test_necks_and_heads_work(torch, tmp_path, monkeypatch, neck, head):
   patch_head(monkeypatch, head)
