@@ -62,6 +62,7 @@ SCHEDULES = (
   "optimizer.head_freeze_epochs",
   "optimizer.decay_epochs",
   "swav.queue_start_epoch",
+  "local_aggregation.warm_epochs",
 )
 
 

@@ -35,6 +35,7 @@ _WHOLE = {
   "small_views": (0, 10_000),
   "translate": (0, _MOST),
   **dict.fromkeys(("k", "num_neighbors"), (1, _MOST)),
+  **dict.fromkeys(("num_background", "num_clusterings"), (1, _MOST)),
   **dict.fromkeys(("width", "embedding_dim", "neck_hidden"), (1, _MOST)),
   **dict.fromkeys(("head_hidden", "head_bottleneck", "pca_dim"), (1, _MOST)),
   **dict.fromkeys(("head_layers", "min_cluster"), (0, _MOST)),
@@ -45,6 +46,7 @@ _WHOLE = {
 }
 _NUMBER = {
   **dict.fromkeys(("num_epochs", "hold_epochs", "warmup_epochs"), (0, 1e9)),
+  "warm_epochs": (0, 1e9),
   **dict.fromkeys(("head_freeze_epochs", "queue_start_epoch"), (0, 1e9)),
   **{
     f"eval.{section}.num_epochs": (1, 1e9)

@@ -232,6 +232,7 @@ _NECKS = {
     "neck_bn_momentum",
     "group_size",
   ),
+  "linear": ("embedding_dim",),
   "mlp2": ("neck_hidden", "embedding_dim"),
   "mlp2_no_bias": ("neck_hidden", "embedding_dim"),
   "mlp2_no_norm": ("neck_hidden", "embedding_dim"),

@@ -328,6 +328,9 @@ def _fully_connected(section, backbone, dtype, rngs):
 # embeddings.
 NECKS: dict[str, Callable[..., Any]] = {
   "nonlinear": _nonlinear,
+  "linear": lambda section, backbone, dtype, rngs: heads.Projection(
+    (backbone.num_features, section.embedding_dim), dtype=dtype, rngs=rngs
+  ),
   "mlp2": functools.partial(_mlp, num_hidden=1),
   # BYOL's; its predictor has no last bias either.
   "mlp2_no_bias": functools.partial(_mlp, num_hidden=1, bias_last=False),
