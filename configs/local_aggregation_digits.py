@@ -2,8 +2,10 @@
 
   python run.py --config=configs/local_aggregation_digits.py
 
-A ResNet-18, a quarter as wide as usual, three clusterings, and a background of
-256 images.
+A ResNet-18, a quarter as wide as usual, three clusterings, a background of 256
+images, and a higher temperature than the published one, for which
+docs/methods.md has the reason. With seed 0: kNN 0.973, NMI with the labels
+0.782, purity 0.958; the random network has a kNN of 0.911.
 """
 
 from ml_collections import ConfigDict
@@ -68,7 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.local_aggregation = ConfigDict(
     {
       # t, and how much of its old row the memory keeps.
-      "temperature": 0.07,
+      "temperature": 0.2,
       "momentum": 0.5,
       # k; of the first epochs the images drawn as noise.
       "num_background": 256,
@@ -81,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer = ConfigDict(
     {
       "name": "sgd",
-      "learning_rate": 0.03,
+      "learning_rate": 0.003,
       "momentum": 0.9,
       "weight_decay": 0.0001,
       # Neither BatchNorm's nor biases.

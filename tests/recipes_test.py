@@ -77,6 +77,8 @@ CIFAR = {"side": 32, "crop_scale": (0.3, 1.0)}  # run_cifar10.sh
 # its small views.
 ALONE = {**SWAV, **WHOLE}
 COKE_SMALL = {**SWAV, "side": 96, "crop_scale": (0.05, 0.6)}
+# LocalAggregation-Pytorch src/agents/agents.py:282-290.
+LOCAL = {**SELA, "crop_scale": (0.2, 1.0)}
 # MIRA, its first view.
 MIRA = {**FIRST, "crop_scale": (0.14, 1.0), "interpolation": "bicubic"}
 # CARP modules/view_generator.py, its first view.
@@ -111,6 +113,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
   "coke_imagenet:multicrop": [FIRST, SECOND] + [COKE_SMALL] * 6,
   "secu_imagenet": [FIRST, SECOND],
   "secu_cifar10": [{**FIRST, **CIFAR}, {**SECOND, **CIFAR}],
+  "local_aggregation_imagenet": [LOCAL],
   "mira_imagenet": [MIRA, MIRA | {"blur": 0.1, "solarize": 0.2}]
   + [MIRA | {"side": 96, "crop_scale": (0.05, 0.14), "blur": 0.5}] * 6,
   "carp_imagenet": [CARP, CARP | {"blur": 0.1, "solarize": 0.2}]

@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from odc_jax import labels as labels_lib
 from odc_jax import mesh as mesh_lib
-from odc_jax.clustering import assign, spherical
+from odc_jax.clustering import assign, background, spherical
 from odc_jax.clustering.kmeans import kmeans
 from odc_jax.config import Config
 from odc_jax.config import check as config_lib
@@ -65,24 +65,6 @@ class LocalAggregationState(NamedTuple):
 
   samples: Samples
   sizes: Int[Array, "k"]
-
-
-class Sums(NamedTuple):
-  """What the loss of every image of a batch is made of.
-
-  Attributes:
-    threshold: The smallest similarity in the background B.
-    background: Sum of e^((v m_j - 1) / t) over B.
-    close: The same over B and the close neighbours C.
-    by_background: Gradient of `background` by v.
-    by_close: Gradient of `close` by v.
-  """
-
-  threshold: Float[Array, "b"]
-  background: Float[Array, "b"]
-  close: Float[Array, "b"]
-  by_background: Float[Array, "b d"]
-  by_close: Float[Array, "b d"]
 
 
 class Targets(NamedTuple):
@@ -134,11 +116,12 @@ def warm_steps(config: Config) -> int:
 
 
 def recluster_due(config: Config, step: int) -> bool:
-  """Returns whether local aggregation, or a later epoch of it, begins."""
-  first = warm_steps(config)
-  return step == first or (
-    step > first and step % config_lib.steps_per_epoch(config) == 0
-  )
+  """Returns whether an epoch, or local aggregation, begins.
+
+  During the warm start nothing but the log and the evaluations reads clusters.
+  """
+  starts_epoch = step % config_lib.steps_per_epoch(config) == 0
+  return starts_epoch or step == warm_steps(config)
 
 
 def recluster(
@@ -218,9 +201,17 @@ def targets(
     return instance_targets(state.samples, v, index, noise, n, t)
 
   def local():
-    return local_targets(
-      aggregate(state.samples, v, index, n, section.num_background, t)
+    samples = state.samples
+    sums = background.aggregate(
+      samples.bank,
+      samples.assignments,
+      v,
+      samples.assignments[index],
+      num_examples=n,
+      num_background=section.num_background,
+      temperature=t,
     )
+    return local_targets(sums)
 
   return jax.lax.cond(step < warm_steps(config), warm, local)
 
@@ -310,7 +301,7 @@ def _over_rows(
   )(bank, *mesh_lib.replicate((v, index)))
 
 
-def local_targets(sums: Sums) -> Targets:
+def local_targets(sums: background.Sums) -> Targets:
   """Returns the loss of local aggregation, eq. 4: -ln(P(C and B) / P(B)).
 
   With 1e-7 in the logarithm: an image without close neighbours in its
@@ -325,113 +316,6 @@ def local_targets(sums: Sums) -> Targets:
   return Targets(
     -jnp.log(relative + _EPS), -change / (relative + _EPS)[:, None]
   )
-
-
-def aggregate(
-  samples: Samples,
-  v: Float[Array, "b d"],
-  index: Int[Array, "b"],
-  num_examples: int,
-  num_background: int,
-  temperature: float,
-) -> Sums:
-  """Sums over the background of every image.
-
-  Two passes over the memory: one finds how similar the last image of the
-  background is, one adds up. Images exactly as similar as it belong to it too.
-
-  Args:
-    samples: Of all images.
-    v: Unit embeddings.
-    index: Of the images.
-    num_examples: n.
-    num_background: k.
-    temperature: t.
-  """
-  sums = mesh_lib.per_shard(
-    functools.partial(
-      _aggregate,
-      num_examples=num_examples,
-      k=num_background,
-      temperature=temperature,
-    ),
-    in_specs=(ROWS, ROWS, REPLICATED, REPLICATED),
-    out_specs=REPLICATED,
-  )
-  own = samples.assignments[index]
-  return sums(samples.bank, samples.assignments, *mesh_lib.replicate((v, own)))
-
-
-def _aggregate(bank, assignments, v, own, *, num_examples, k, temperature):
-  """Does so inside `per_shard`: bank and assignments are a device's rows."""
-  n, b = bank.shape[0], v.shape[0]
-  size = assign.chunk_rows(n, b, None)
-  _, valid = assign.global_rows(n, num_examples)
-
-  def similarities(start, fresh):
-    rows = assign.slice_rows(bank, start, size)
-    s = jnp.matmul(v, rows.T, precision="highest")
-    there = fresh & jax.lax.dynamic_slice_in_dim(valid, start, size)
-    return rows, jnp.where(there[None, :], s, -jnp.inf)
-
-  def keep_best(best, start, fresh):
-    _, s = similarities(start, fresh)
-    return jax.lax.top_k(jnp.concatenate([best, s], axis=1), best.shape[1])[0]
-
-  nothing = jnp.full((b, min(k, n)), -jnp.inf)
-  best = assign.over_chunks(n, size, keep_best, nothing)
-  threshold = _kth_largest(best, k)
-
-  def add(sums, start, fresh):
-    rows, s = similarities(start, fresh)
-    # s is at most 1; the normaliser Z cancels.
-    e = jnp.where(s >= threshold[:, None], jnp.exp((s - 1) / temperature), 0.0)
-    theirs = jax.lax.dynamic_slice_in_dim(assignments, start, size)
-    is_close = jnp.zeros(s.shape, bool)
-    for h in range(theirs.shape[1]):
-      is_close |= own[:, h][:, None] == theirs[:, h][None, :]
-    close = jnp.where(is_close, e, 0.0)
-    found = (
-      jnp.sum(e, axis=1),
-      jnp.sum(close, axis=1),
-      jnp.matmul(e, rows, precision="highest") / temperature,
-      jnp.matmul(close, rows, precision="highest") / temperature,
-    )
-    return jax.tree.map(jnp.add, sums, found)
-
-  one, all_ = jnp.zeros((b,)), jnp.zeros(v.shape)
-  sums = assign.over_chunks(n, size, add, (one, one, all_, all_))
-  return Sums(threshold, *jax.lax.psum(sums, AXIS))
-
-
-def _kth_largest(values: Float[Array, "b m"], k: int) -> Float[Array, "b"]:
-  """Returns the k-th largest of all devices' values, row by row.
-
-  By bisection, 32 counts, so that nothing but [b] numbers moves: to gather
-  every device's candidates would be [b, k] from each.
-
-  Args:
-    values: This device's; of all devices together k or more a row.
-    k: Which.
-  """
-  order = _in_order(values)
-
-  def set_bit(i, found):
-    higher = found | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-    counts = jnp.sum(order >= higher[:, None], axis=1, dtype=jnp.int32)
-    return jnp.where(jax.lax.psum(counts, AXIS) >= k, higher, found)
-
-  zeros = jnp.zeros(values.shape[:1], jnp.uint32)
-  found = jax.lax.fori_loop(0, 32, set_bit, zeros)
-  # The inverse of `_in_order`.
-  bits = jnp.where(found >> 31 == 1, found ^ jnp.uint32(1 << 31), ~found)
-  return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _in_order(x: Float[Array, "b m"]) -> UInt32[Array, "b m"]:
-  """Returns whole numbers in the order of the floats."""
-  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def loss(config: Config, views, targets: Targets, state: LocalAggregationState):
