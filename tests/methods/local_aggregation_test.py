@@ -1,4 +1,4 @@
-"""Local Aggregation: recordings with the author's semantics, rows by hand."""
+"""Local Aggregation: recordings with the author's semantics."""
 
 import jax
 import jax.numpy as jnp
@@ -286,34 +286,6 @@ def test_training_follows_the_recording(golden_la_train, mesh, monkeypatch):
         jax.tree.map(
           lambda x, y, atol=atol: assert_close(x, y, atol), tree, expected
         )
-
-
-def test_equally_similar_images_are_all_in_the_background(mesh):
-  """By hand: unit rows in the plane, of which two are as far and one is not."""
-  angles = jnp.array([0.0, 0.5, -0.5, 2.0, 0.0])
-  rows = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
-  clusterings = np.array([[0, 1, 2, 0, 1], [0, 3, 2, 3, 1]])
-  samples = samples_of(mesh, rows, clusterings, 4)
-  v, t = rows[:1], 0.5
-
-  def sums(k):
-    return sums_of(samples, v, jnp.array([0]), 5, k, t)
-
-  # The second largest is the fifth image; no cluster has both.
-  found = jax.jit(sums, static_argnums=0)(2)
-  assert_close(found.threshold, 1.0, atol=1e-6)
-  assert_close(found.background, 2.0, atol=1e-6)
-  assert_close(found.close, 1.0, atol=1e-6)
-  # The third is as far as the fourth.
-  found = jax.jit(sums, static_argnums=0)(3)
-  e = np.exp((np.cos(0.5) - 1) / t)
-  assert_close(found.background, 2 + 2 * e, atol=1e-6)
-  # All of them: the image at 2.0 shares the first clustering.
-  found = jax.jit(sums, static_argnums=0)(5)
-  far = np.exp((np.cos(2.0) - 1) / t)
-  assert_close(found.background, 2 + 2 * e + far, atol=1e-6)
-  assert_close(found.close, 1 + far, atol=1e-6)
-  assert_close(found.by_close, (rows[:1] + far * rows[3:4]) / t, atol=1e-5)
 
 
 def test_clusters_are_found_anew_and_handed_over(mesh):
