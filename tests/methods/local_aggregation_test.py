@@ -299,7 +299,9 @@ def test_clusters_are_found_anew_and_handed_over(mesh):
   state = LocalAggregationState(samples, jnp.zeros((k,), jnp.int32))
   # Of 3 steps an epoch: with each, and behind the warm start.
   config = config_of(n, 8, k, d, warm_epochs=1.4)
-  due = [step for step in range(10) if METHOD.recluster_due(config, step)]
+  due = [
+    step for step in range(10) if local_aggregation.recluster_due(config, step)
+  ]
   assert due == [0, 3, 4, 6, 9]
 
   def is_truth(clusters):
@@ -307,7 +309,7 @@ def test_clusters_are_found_anew_and_handed_over(mesh):
     pairs = {*zip(truth.tolist(), clusters, strict=True)}
     return len(pairs) == len({c for _, c in pairs}) == k
 
-  state = METHOD.recluster(config, state, None, 3)
+  state = local_aggregation.recluster(config, state, None, 3)
   for clusters in state.samples.assignments.T:
     assert is_truth(clusters)
   np.testing.assert_array_equal(state.samples.previous, k)
@@ -316,7 +318,7 @@ def test_clusters_are_found_anew_and_handed_over(mesh):
   truth = np.arange(n) // (n // k)
   rows = np.eye(k, d)[truth].astype(np.float32)
   embeddings = jax.device_put(rows, mesh_lib.rows(mesh))
-  ended = METHOD.finish(config, state, None, None, embeddings)
+  ended = local_aggregation.finish(config, state, None, None, embeddings)
   assert is_truth(METHOD.clusters(ended))
   np.testing.assert_array_equal(
     ended.samples.assignments[:, 1], state.samples.assignments[:, 1]
