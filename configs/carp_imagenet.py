@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "crop_ratio": (3 / 4, 4 / 3),
       "eval_resize": 256,
       **common.reading(num_threads=16),
+      "crop_interpolation": "bicubic",
     }
   )
   config.augment = ConfigDict(

@@ -82,7 +82,7 @@ LOCAL = {**SELA, "crop_scale": (0.2, 1.0)}
 # MIRA, its first view.
 MIRA = {**FIRST, "crop_scale": (0.14, 1.0), "interpolation": "bicubic"}
 # CARP modules/view_generator.py, its first view.
-CARP = {**FIRST, "crop_scale": (0.2, 1.0)}
+CARP = {**FIRST, "crop_scale": (0.2, 1.0), "interpolation": "bicubic"}
 # solo-learn scripts/pretrain/cifar/augmentations/symmetric.yaml, and
 # solo/data/pretrain_dataloader.py: CifarTransform.
 SOLO = {
