@@ -115,6 +115,8 @@ def _checkpoint_every(config, n, num_devices):
 
 
 def _eval_resize(config, n, num_devices):
+  if config.model.weights:  # which say it, and may not have been asked yet
+    return AUTO, ""
   size = round(config.data.image_size * 256 / 224)
   return size, f"256/224 of {config.data.image_size} pixels, as for ImageNet"
 

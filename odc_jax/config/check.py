@@ -102,7 +102,7 @@ def training(config: Config) -> str:
   """
   found = config.model.get("train", "all")
   if found == "auto":
-    found = options.by_weights(options.flat(config))["model.train"]
+    found = kinds.by_weights(options.flat(config))["model.train"]
   if found not in ("all", "head"):
     raise UserError(f"unknown model.train {found!r}; choose all or head")
   return found

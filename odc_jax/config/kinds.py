@@ -1,7 +1,8 @@
 """What the values of a config may be: kinds, and the ranges that make sense.
 
 A command line cannot give a key a value of another kind, but a file can, and
-`inf`, `nan` and -1 are numbers to both.
+`inf`, `nan` and -1 are numbers to both. And what two of them are that depend on
+others' values.
 """
 
 import math
@@ -115,6 +116,37 @@ def check(values: Mapping[str, Any], is_filled: bool = True) -> None:
     is_text = isinstance(value, str) and not is_filled
     if not is_text and not (value is None and key in _MAY_BE_NONE):
       _check_kind(name, key, value)
+
+
+def by_weights(values: Mapping[str, Any]) -> dict[str, str]:
+  """Returns what is trained, and behind which neck, where that is "auto".
+
+  A network that sees already stays as it is, and what it sees is clustered; one
+  that begins from random weights is trained with ODC's neck.
+
+  Args:
+    values: Dotted name -> value.
+
+  Returns:
+    Those of "model.train" and "model.neck" that are "auto", with their values.
+  """
+  sees = bool(values.get("model.weights")) or is_of_features(values)
+  rules = {
+    "model.train": "head" if sees else "all",
+    "model.neck": "none" if sees else "nonlinear",
+  }
+  return {
+    name: rule for name, rule in rules.items() if values.get(name) == "auto"
+  }
+
+
+def is_of_features(values: Mapping[str, Any]) -> bool:
+  """Returns whether the data are features from elsewhere.
+
+  Args:
+    values: Dotted name -> value.
+  """
+  return str(values.get("data.source")).startswith(FEATURES)
 
 
 def _check_plain(name: str, value: Any, item: Any) -> None:

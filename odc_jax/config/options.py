@@ -267,7 +267,7 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
   flattened = flat(config)
   held = {
     name: value
-    for name, value in (flattened | by_weights(flattened)).items()
+    for name, value in (flattened | kinds.by_weights(flattened)).items()
     # Keyword arguments of the network, which refuses those that it lacks.
     if name not in _ADDED and not name.startswith("model.settings.")
   }
@@ -344,28 +344,6 @@ def differences(old: Values, new: Values) -> Iterator[tuple[str, Any, Any]]:
       yield name, was, now
 
 
-def by_weights(values: Values) -> dict[str, str]:
-  """Returns what is trained, and behind which neck, where that is "auto".
-
-  A network that sees already stays as it is, and what it sees is clustered; one
-  that begins from random weights is trained with ODC's neck.
-
-  Args:
-    values: Dotted name -> value.
-
-  Returns:
-    Those of "model.train" and "model.neck" that are "auto", with their values.
-  """
-  sees = bool(values.get("model.weights")) or _is_of_features(values)
-  rules = {
-    "model.train": "head" if sees else "all",
-    "model.neck": "none" if sees else "nonlinear",
-  }
-  return {
-    name: rule for name, rule in rules.items() if values.get(name) == "auto"
-  }
-
-
 def flat(node: Any, name: str = "") -> dict[str, Any]:
   """Returns dotted name -> value of a config, or of nested dicts."""
   found = {}
@@ -395,7 +373,7 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
   if values.get("data.on_error") == "fail":
     yield "data.max_bad_fraction", "data.on_error"
 
-  if _is_of_features(values):
+  if kinds.is_of_features(values):
     # Nothing is read but the features, and they have passed a network.
     for key in _SECTIONS["augment"]:
       yield f"augment.{key}", "data.source"
@@ -457,11 +435,6 @@ def _idle(values: Values) -> Iterator[tuple[str, ...]]:
     yield "optimizer.num_epochs", "optimizer.schedule"
   if "optimizer.warmup_epochs" in off:
     yield "optimizer.warmup_from", "optimizer.warmup_epochs"
-
-
-def _is_of_features(values: Values) -> bool:
-  """Returns whether the data are features from elsewhere."""
-  return str(values.get("data.source")).startswith(kinds.FEATURES)
 
 
 def is_off(value: Any) -> bool:

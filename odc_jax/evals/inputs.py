@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from odc_jax.config import Config
 from odc_jax.data.source import Source
@@ -72,6 +73,26 @@ class Subject(NamedTuple):
   check: Callable[[], None]
   assign: Callable[[Features], Int[np.ndarray, "m"]] | None = None
   folder: pathlib.Path | None = None
+
+
+def at_size(subject: Subject, section: Config) -> Subject:
+  """Returns a network to be tried on images of the size that a section says.
+
+  Args:
+    subject: Whose config has the size of the training, which 0 stands for.
+    section: `eval.linear_sgd`, `eval.linear_stages` or `eval.semi`; of it
+      `image_size` and `eval_resize`, in pixels.
+  """
+  sizes = {
+    key: section.get(key)
+    for key in ("image_size", "eval_resize")
+    if section.get(key)
+  }
+  if not sizes:
+    return subject
+  config: Config = ConfigDict(subject.config).copy_and_resolve_references()
+  config.data.update(sizes)
+  return subject._replace(config=config)
 
 
 def splits(

@@ -24,7 +24,7 @@ from scipy import optimize
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.distributed import compiler, processes
-from odc_jax.evals import probe
+from odc_jax.evals import inputs, probe
 from odc_jax.evals.inputs import Subject
 from odc_jax.evals.pooling import pool
 from odc_jax.logs import progress
@@ -78,7 +78,7 @@ def last_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
     subject: Reads the section `config.eval.linear_sgd`; see `probe`.
   """
   section = subject.config.eval.linear_sgd
-  subject = probe.at_size(subject, section)
+  subject = inputs.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return
@@ -122,7 +122,7 @@ def stages_sgd(subject: Subject) -> Iterator[tuple[str, float]]:
     subject: Reads the section `config.eval.linear_stages`; see `probe`.
   """
   section = subject.config.eval.linear_stages
-  subject = probe.at_size(subject, section)
+  subject = inputs.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return

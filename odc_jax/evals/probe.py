@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from odc_jax import mesh as mesh_lib
 from odc_jax.config import Config
@@ -108,26 +107,6 @@ def recipe(section: Config) -> Recipe:
     jitter=section.jitter,
     lighting=section.lighting,
   )
-
-
-def at_size(subject: Subject, section: Config) -> Subject:
-  """Returns a network to be tried on images of the size that a section says.
-
-  Args:
-    subject: Whose config has the size of the training, which 0 stands for.
-    section: `eval.linear_sgd`, `eval.linear_stages` or `eval.semi`; of it
-      `image_size` and `eval_resize`, in pixels.
-  """
-  sizes = {
-    key: section.get(key)
-    for key in ("image_size", "eval_resize")
-    if section.get(key)
-  }
-  if not sizes:
-    return subject
-  config: Config = ConfigDict(subject.config).copy_and_resolve_references()
-  config.data.update(sizes)
-  return subject._replace(config=config)
 
 
 def protocol(section: Config) -> str:

@@ -17,7 +17,7 @@ from odc_jax import mesh as mesh_lib
 from odc_jax.data import augment
 from odc_jax.distributed import compiler, processes
 from odc_jax.errors import UserError
-from odc_jax.evals import probe
+from odc_jax.evals import inputs, probe
 from odc_jax.evals.inputs import Split, Subject
 from odc_jax.logs import progress
 from odc_jax.models.functional import functional
@@ -56,7 +56,7 @@ def evaluate(subject: Subject) -> Iterator[tuple[str, float]]:
       a name that several have.
   """
   section = subject.config.eval.semi
-  subject = probe.at_size(subject, section)
+  subject = inputs.at_size(subject, section)
   num_classes = probe.num_classes(subject)
   if not num_classes:
     return

@@ -66,7 +66,7 @@ def fill(config: Config) -> tuple[Config, list[str]]:
     UserError: The weights are not there; or they do not say, and the config
       does not either. Features are not there, or a network is to be trained.
   """
-  if chosen := options.by_weights(options.flat(config)):
+  if chosen := kinds.by_weights(options.flat(config)):
     config = ConfigDict(config).copy_and_resolve_references()
     for name, value in chosen.items():
       section, key = name.split(".")
