@@ -246,6 +246,9 @@ def frozen(**overrides):
         "model.name": "resnet18",
         "model.width": 8,
         "model.weights": "",
+        # Without weights it would be trained.
+        "model.train": "head",
+        "model.neck": "none",
         "model.embedding_dim": 64,
         "eval.batch_size": 48,
         "num_clusters": 32,
