@@ -146,8 +146,9 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "crops160":
       config.data.image_size, config.data.eval_resize = 160, 182
       # eval_linear.py and eval_semisup.py, whatever the training had.
-      for probe in ("linear_sgd", "linear_stages", "semi"):
-        config.eval[probe].update({"image_size": 224, "eval_resize": 256})
+      sizes = {"image_size": 224, "eval_resize": 256}
+      probes = ("linear_sgd", "linear_stages", "semi")
+      config.eval.update(dict.fromkeys(probes, sizes))
   elif common.is_quick(variant, "crops160", "two_views"):
     common.shrink_imagenet(config)
     config.data.small_size = 32

@@ -25,7 +25,7 @@ STEMS = ("imagenet", "small")
 # How kernels start, as arguments of `variance_scaling`. What the variance keeps
 # is that of the outputs (OpenSelfSup) or of the gradients (torchvision, and the
 # codes of SwAV, CoKe and SeCu); SeLa's leaves PyTorch's default.
-INITS = {
+INITS: dict[str, tuple[float, Any, Any]] = {
   "fan_in": (2.0, "fan_in", "normal"),
   "fan_out": (2.0, "fan_out", "normal"),
   "torch": (1 / 3, "fan_in", "uniform"),
