@@ -87,6 +87,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "momentum": 0.9,
       "weight_decay": 0.0001,
       "schedule": "cosine",
+      "final_learning_rate": 0.0,
       "warmup_epochs": 2.0,
       "warmup_from": 0.0,
       "num_epochs": config.get_ref("num_epochs"),

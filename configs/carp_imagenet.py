@@ -99,6 +99,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "schedule": "cosine",
       "final_learning_rate": 0.0048,
       "warmup_epochs": 0.0,
+      "warmup_from": 0.0,
       "num_epochs": config.get_ref("num_epochs"),
     }
   )

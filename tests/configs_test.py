@@ -92,8 +92,8 @@ def resolved(path, variant=""):
   config, _ = describe.fill(load(path, variant))
   if config.model.name == "resnet50":
     config.model.name = "resnet18"  # traced in half the time, by the same keys
-  config, _ = auto.fill(config, 40_960, 1, METHODS[config.method].AUTO)
-  return check.resolve(config, 40_960, 1)
+  config, _ = auto.fill(config, 81_920, 1, METHODS[config.method].AUTO)
+  return check.resolve(config, 81_920, 1)
 
 
 def read_in_training(config, monkeypatch):

@@ -120,7 +120,12 @@ def render(
   data = None
   if contents is not None and pictures is not None:
     images = {**contents.data["images"], "picture": pictures.of}
-    data = {**contents.data, "images": images, "folder": pictures.folder}
+    data = {
+      **contents.data,
+      "images": images,
+      "folder": pictures.folder,
+      "pictures_left_out": pictures.left_out,
+    }
   verdict, details = _verdict(history, contents)
   return environment.get_template("page.html.jinja").render(
     title=_title(config),

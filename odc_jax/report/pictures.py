@@ -40,12 +40,14 @@ class Pictures(NamedTuple):
     folder: A URL that keys are appended to for the files, relative to the
       page where it can be; None where the images are no files.
     problem: Why pictures are missing that should be there, or "".
+    left_out: Images whose pictures did not fit.
   """
 
   data: list[str]
   of: list[int]
   folder: str | None
   problem: str
+  left_out: int = 0
 
 
 def take(
@@ -111,7 +113,8 @@ def take(
     else ""
   )
   folder = _folder(data.get("images") or data["source"], workdir)
-  return Pictures(made, of, folder, problem)
+  left_out = len(by_worth) - len(made) - unread
+  return Pictures(made, of, folder, problem, left_out)
 
 
 def _tasks(

@@ -47,6 +47,8 @@ def test_what_is_new_is_shown_and_the_novel_first(browser, grown):
   counts = page.locator(".counts").inner_text()
   assert "20 new images" in counts
   assert "2 of them novel" in counts
+  # Three files are not there; all others have their pictures.
+  assert page.locator("#sample").inner_text() == ""
   keys, similarity = table["key"], table["similarity"]
 
   def titles(name):

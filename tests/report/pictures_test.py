@@ -82,6 +82,7 @@ def test_pictures_are_as_large_as_the_page_allows(tmp_path, monkeypatch):
   workdir, images = large_run(tmp_path)
   made = take(workdir, images)
   assert sides(made) == [256] * 24
+  assert made.left_out == 0
   whole = sum(map(len, made.data))
   last = 256
   for share in (0.8, 0.6, 0.4):
@@ -106,6 +107,7 @@ def test_where_not_all_fit_the_first_stay_large(tmp_path, monkeypatch):
   others = sides(made)[:-6]
   assert set(others) == {0, pictures.SIDE_OF_OTHERS}
   assert sorted(others) == others
+  assert made.left_out == others.count(0)
   assert 0.8 * budget < sum(map(len, made.data)) <= budget
   assert not made.problem
   monkeypatch.setattr(pictures, "PICTURES", 5)

@@ -73,7 +73,7 @@ function startControls() {
       ? `This page knows ${number(numShown)} of the ${inImages(data.num_images)}, ` +
         "a sample: all are in clusters.parquet."
       : "",
-    illustrated && some < numShown
+    illustrated && data.pictures_left_out
       ? `It has the pictures of ${number(some)}, as many as fit.`
       : "",
   ]

@@ -8,7 +8,7 @@ function startGrowth() {
   $("new-text").textContent =
     `${inImages(added)} came with the last growth of the collection, ` +
     (novel
-      ? `${number(novel)} of them farther from every cluster than 99 % of those before: what they show may be new.`
+      ? `${number(novel)} of them farther from every cluster than 99 % of those before: what they show may be new.`
       : "none of them farther from every cluster than nearly all of those before.") +
     (missing
       ? ` The files of ${inImages(missing)} are no longer there; their rows are kept.`
