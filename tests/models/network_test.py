@@ -302,5 +302,5 @@ def test_every_neck_with_every_head(neck, size, head):
 
 
 def test_an_unknown_neck():
-  with pytest.raises(UserError, match="choose one of nonlinear, mlp2"):
+  with pytest.raises(UserError, match="choose one of nonlinear, linear, mlp2"):
     network.build(model_config(neck="mlp4"), 10, nnx.Rngs(0))
