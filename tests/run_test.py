@@ -199,6 +199,25 @@ def test_no_readable_checkpoint_is_refused(environment, finished, tmp_path):
   assert sorted(os.listdir(workdir / "checkpoints")) == sorted(steps)
 
 
+@pytest.mark.slow
+def test_in_a_bare_container_no_stack_trace_is_printed(tmp_path):
+  """No home, no locale, no programs on the path, no folder for caches."""
+  (tmp_path / "file").write_text("no folder")
+  bare = {
+    "JAX_PLATFORMS": "cpu",
+    "PATH": str(tmp_path),
+    "XDG_CACHE_HOME": str(tmp_path / "file"),
+    "XLA_FLAGS": os.environ["XLA_FLAGS"],
+  }
+  workdir = tmp_path / "run"
+  for flags in (["--help"], [*SHORT, "--config.num_epochs=1"],
+                ["--mode=report"]):  # fmt: skip
+    status, out, err = run(bare, workdir, *flags)
+    assert status == 0, err
+    assert "Traceback" not in out + err
+  assert (workdir / "report.html").exists()
+
+
 def test_another_configs_work_directory_is_refused(environment, finished):
   before = lines_of(finished)
   assert_refused(
