@@ -207,7 +207,6 @@ def test_in_a_bare_container_no_stack_trace_is_printed(tmp_path):
     "JAX_PLATFORMS": "cpu",
     "PATH": str(tmp_path),
     "XDG_CACHE_HOME": str(tmp_path / "file"),
-    "XLA_FLAGS": os.environ["XLA_FLAGS"],
   }
   workdir = tmp_path / "run"
   for flags in (["--help"], [*SHORT, "--config.num_epochs=1"],
