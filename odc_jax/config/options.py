@@ -261,10 +261,10 @@ def check(config: Config, method: Any, given: Collection[str] = ()) -> None:
       say which keys it reads.
     given: The keys that the command line sets, dotted names.
   """
-  kinds.check(flat(config), is_filled=False)
+  flattened = flat(config)
+  kinds.check(flattened, is_filled=False)
   if method.KEYS is None:
     return
-  flattened = flat(config)
   held = {
     name: value
     for name, value in (flattened | kinds.by_weights(flattened)).items()

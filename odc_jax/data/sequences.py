@@ -28,7 +28,7 @@ SUFFIXES = (".npy", ".txt")
 
 # Frames by which features and ground truth of a video may differ in length;
 # both are then cut to the shorter. CTE ute/video.py.
-_MOST_EXCESS = 50
+MOST_EXCESS = 50
 
 _BACKGROUND = -1
 
@@ -148,7 +148,7 @@ def read(
   for name, file in files.items():
     found, said = _array(file), truth.words.get(name) if truth else None
     if said is not None:
-      if abs(len(said) - len(found)) > _MOST_EXCESS:
+      if abs(len(said) - len(found)) > MOST_EXCESS:
         passed_over.append(name)
         continue
       found = found[: len(said)]
@@ -164,7 +164,7 @@ def read(
   if not rows:
     raise UserError(
       f"in {path} the features and the ground truth of all sequences differ by "
-      f"more than {_MOST_EXCESS} frames; give those that belong together"
+      f"more than {MOST_EXCESS} frames; give those that belong together"
     )
   source = Sequences(
     np.concatenate(rows), kept, [len(part) for part in rows], f"{path}"
@@ -214,13 +214,13 @@ def find(path: str, split: str = "") -> dict[str, pathlib.Path]:
   return found
 
 
-def width(path: str, split: str = "") -> int:
-  """Returns how many numbers a frame has, by the first sequence.
+def width(files: dict[str, pathlib.Path]) -> int:
+  """Returns how many numbers a frame has, by the first of what `find` found.
 
   Raises:
-    UserError: As `read`.
+    UserError: Its file cannot be read.
   """
-  return _array(next(iter(find(path, split).values()))).shape[1]
+  return _array(next(iter(files.values()))).shape[1]
 
 
 def _array(file: pathlib.Path) -> np.ndarray:

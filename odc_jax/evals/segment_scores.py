@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
+from sklearn import metrics
 
 NUM_DRAWS, NUM_SAMPLES = 50, 15
 
@@ -208,10 +209,8 @@ def _bounds(labels) -> Int[np.ndarray, "_"]:
 
 def _contingency(labels, clusters):
   """Returns the labels, the clusters, and the frames that they share."""
-  of_labels, rows = np.unique(labels, return_inverse=True)
-  of_clusters, columns = np.unique(clusters, return_inverse=True)
-  table = np.zeros((len(of_labels), len(of_clusters)), np.int64)
-  np.add.at(table, (rows, columns), 1)
+  of_labels, of_clusters = np.unique(labels), np.unique(clusters)
+  table = metrics.cluster.contingency_matrix(labels, clusters)
   chosen = of_clusters != NO_CLUSTER
   return of_labels, of_clusters[chosen], table[:, chosen]
 

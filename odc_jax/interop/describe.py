@@ -123,10 +123,10 @@ def _of_features(config: Config) -> tuple[Config, list[str]]:
     )
   _, _, path = config.data.source.partition(":")
   if config.data.source.startswith(kinds.SEQUENCES):
-    size = sequences.width(path, config.data.split)
-    number = len(sequences.find(path, config.data.split))
+    files = sequences.find(path, config.data.split)
+    size = sequences.width(files)
     line = (
-      f"{size:,} features of every frame, of {number:,} sequences in {path}"
+      f"{size:,} features of every frame, of {len(files):,} sequences in {path}"
     )
   else:
     rows: Any = features.read(path, config.data.split).rows

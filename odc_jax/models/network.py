@@ -377,6 +377,10 @@ def _clusterers(section, size, num_clusters, dtype, rngs):
   )
 
 
+def _unit_prototypes(_, size, num_clusters, dtype, rngs):
+  return heads.UnitPrototypes(size, num_clusters, dtype=dtype, rngs=rngs)
+
+
 # Heads, which turn embeddings into logits: (section `model`, d, every k, dtype,
 # rngs) -> module, or None where the method has none.
 HEADS: dict[str, Callable[..., Any]] = {
@@ -384,13 +388,9 @@ HEADS: dict[str, Callable[..., Any]] = {
   "prototypes": lambda _, size, ks, dtype, rngs: heads.Prototypes(
     size, ks, dtype=dtype, rngs=rngs
   ),
-  "unit_prototypes": lambda _, size, ks, dtype, rngs: heads.UnitPrototypes(
-    size, ks, dtype=dtype, rngs=rngs
-  ),
+  "unit_prototypes": _unit_prototypes,
   # The same, of embeddings as the neck gives them.
-  "directions": lambda _, size, ks, dtype, rngs: heads.UnitPrototypes(
-    size, ks, dtype=dtype, rngs=rngs
-  ),
+  "directions": _unit_prototypes,
   "centers": lambda _, size, ks, dtype, rngs: heads.Centers(
     size, ks, rngs=rngs
   ),

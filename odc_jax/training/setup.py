@@ -20,6 +20,7 @@ from odc_jax.data import (
   folder,
   growth,
   loader,
+  sequences,
   sources,
 )
 from odc_jax.data import order as order_lib
@@ -311,7 +312,8 @@ def _sized(
   if left_out := getattr(train, "passed_over_sequences", None):
     processes.say(
       f"{len(left_out):,} sequences are left out, because features and ground "
-      f"truth differ by more than 50 frames: {', '.join(left_out[:5])}"
+      f"truth differ by more than {sequences.MOST_EXCESS} frames: "
+      f"{', '.join(left_out[:5])}"
     )
   for line in (*described, *reasons):
     processes.say(line)
